@@ -13,6 +13,7 @@ from lmtrain.compare import (
     default,
     forgetting,
     planning,
+    predictors,
     progress,
     prompted,
     report,
@@ -30,7 +31,6 @@ from lmtrain.files import local_path, write_json
 from lmtrain.models import hub
 from lmtrain.report import terminal
 from lmtrain.runtime import lifecycle
-from lmtrain.training import load as loading
 from lmtrain.training import workdir
 from lmtrain.training.init_from import open_base
 
@@ -112,8 +112,7 @@ def assemble(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparis
     notes = [*task.facts['notes'], *notes]
     rows.write_subsets(task, sizes, config.compare.seeds)
     base = open_base(config.init.base, config.init.adapter, config.init.ignore)
-    model = loading.load_directory(config.init.base, config.init.adapter, config.init.ignore)
-    comparison = Comparison(config, directory, task, base, model, sizes)
+    comparison = Comparison(config, directory, task, base, predictors.base(config), sizes)
     cut = sum(length > config.data.seq_len for length in trained.lengths(comparison, trained.HEAD))
     notes += (
         [f'{cut} training and selection rows have more than data.seq_len = {config.data.seq_len} tokens'] if cut else []

@@ -16,7 +16,6 @@ from lmtrain.evaluation import heads
 from lmtrain.files import read_json_object
 from lmtrain.inference import demonstrations
 from lmtrain.tasks import TASKS, classify
-from lmtrain.training import load as loading
 from lmtrain.training.init_from import open_base
 
 
@@ -66,7 +65,7 @@ def open_trial(folder: str | Path) -> Answers:
             'run the arm again with `lmtrain compare`'
         )
     chosen = record['chosen']
-    model = trained.load(comparison, trial, chosen) if arm.kind == 'train' else loading.load_directory(*init)
+    model = trained.load(comparison, trial, chosen) if arm.kind == 'train' else predictors.base(config)
     return Answers(comparison._replace(model=model), trial, chosen)
 
 

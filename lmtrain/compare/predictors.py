@@ -1,5 +1,6 @@
 """Predictors: the probability of each class for rows, from a trained head or from the likelihood of answers."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,11 +22,24 @@ from lmtrain.inference.questions import ask
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.pooling import pool_outputs
 from lmtrain.tasks.task import RowFormat
+from lmtrain.training import init_from
+from lmtrain.training import load as loading
 from lmtrain.training.load import LoadedModel
 
 BATCH_SIZE = 32  # rows scored together; it changes no score beyond rounding
 
 Predict = Callable[[Sequence[Row]], np.ndarray]  # rows -> log p float64 [rows, C], normalised over the classes
+
+
+def base(config) -> LoadedModel:
+    """The base of a comparison as its prompts read it: computed as the config says, like the trained arms.
+
+    Raises what `load_directory` raises.
+    """
+    loaded = loading.load_directory(config.init.base, config.init.adapter, config.init.ignore)
+    own = init_from.settings(config, loaded.model)
+    own = {name: own[name] for name in init_from.COMPUTE}
+    return loaded._replace(model=dataclasses.replace(loaded.model, **own))
 
 
 def by_head(loaded: LoadedModel, task: TaskRows, seq_len: int, temperature: float = 1.0) -> Predict:

@@ -12,6 +12,7 @@ from lmtrain.data.rows import Row
 from lmtrain.evaluation import statistics
 from lmtrain.files import read_json_object, write_atomic, write_json
 from lmtrain.tasks import TASKS
+from lmtrain.training.load import LoadedModel
 
 
 def run(comparison: Comparison, finished: Finished) -> Finished:
@@ -28,7 +29,8 @@ def run(comparison: Comparison, finished: Finished) -> Finished:
             continue
         open_rows = open_rows or rows.read(comparison.task.folder / 'test.jsonl')
         try:
-            log_p, cut = _answers(comparison, trial, record['chosen'], open_rows)
+            loaded = _model(comparison, trial, record['chosen'])
+            log_p, cut = _answers(comparison, trial, loaded, record['chosen'], open_rows)
             scores = choice_scores.score(log_p, open_rows, comparison.task.classes)
         except Exception as error:
             failure = trials.failure(error, folder)
@@ -36,23 +38,27 @@ def run(comparison: Comparison, finished: Finished) -> Finished:
             continue
         lines = (json.dumps(line, ensure_ascii=False) + '\n' for line in _lines(scores, comparison.task.classes))
         write_atomic(folder / 'predictions.jsonl', ''.join(lines).encode())
-        summary = _summary(comparison, scores) | {'cut': cut}
+        summary = _summary(loaded, scores) | {'cut': cut}
         write_json(folder / 'test.json', summary, indent=1)  # last: the trial is tested
         tested.append((trial, record))
     return tested
 
 
+def _model(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> LoadedModel:
+    """The model that is scored: the base of a prompt, or what the trial has trained."""
+    return trained.load(comparison, trial, chosen) if trial.arm.kind == 'train' else comparison.model
+
+
 def _answers(
-    comparison: Comparison, trial: Trial, chosen: dict[str, Any], open_rows: list[Row]
+    comparison: Comparison, trial: Trial, loaded: LoadedModel, chosen: dict[str, Any], open_rows: list[Row]
 ) -> tuple[np.ndarray, int]:
     """(log p float64 [rows, C] of a trial, how many of the rows it cuts).
 
     A head reads the beginning of a row that is too long, and a prompt without demonstrations its end.
     """
     if trial.arm.kind != 'train':
-        loaded, (pool, form) = comparison.model, prompted.prompt(comparison, trial, chosen)
+        pool, form = prompted.prompt(comparison, trial, chosen)
     else:
-        loaded = trained.load(comparison, trial, chosen)
         if TASKS[loaded.config.task.name].has_classes:
             length = trained.seq_len(comparison, trial, loaded)
             _, cut = predictors.encode(open_rows, loaded, comparison.task, length)
@@ -80,7 +86,7 @@ def _lines(scores: choice_scores.ChoiceScores, classes) -> list[dict[str, Any]]:
     ]
 
 
-def _summary(comparison: Comparison, scores: choice_scores.ChoiceScores) -> dict[str, Any]:
+def _summary(loaded: LoadedModel, scores: choice_scores.ChoiceScores) -> dict[str, Any]:
     estimate = statistics.proportion(scores.labels == scores.predicted)
     return {
         'rows': len(scores.labels),
@@ -90,7 +96,7 @@ def _summary(comparison: Comparison, scores: choice_scores.ChoiceScores) -> dict
         'loss': scores.loss,
         'engine': 'lmtrain',
         'device': jax.devices()[0].device_kind,
-        'dtype': comparison.model.model.dtype,
+        'dtype': loaded.model.dtype,
         'attention': 'xla',
         'batch_size': predictors.BATCH_SIZE,
         'stopped': None,

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from lmtrain.compare import choice_scores, testing, trials
+from lmtrain.compare import choice_scores, comparison, new_rows, testing, trials
+from lmtrain.files import write_json
 
 
 def test_each_test_row_has_a_line_with_its_nats(small, monkeypatch):
@@ -31,6 +32,25 @@ def test_each_test_row_has_a_line_with_its_nats(small, monkeypatch):
     assert testing.run(shared, [(trial, done)]) == [(trial, done)]
     failed = done | {'status': 'failed'}
     assert testing.run(shared, [(trial._replace(seed=9), failed)]) == [(trial._replace(seed=9), failed)]
+
+
+def test_the_recorded_dtype_is_that_of_the_model_that_was_scored(small):
+    """Prompts read the base as the config says, whatever the base's own dtype; an arm may have another one."""
+
+    def change(config):
+        config.model.dtype = 'bfloat16'
+        config.compare.arms.head.overrides += (('model.dtype', 'float32'),)
+
+    shared, selected = small('dtypes', ('zero_shot', 'head'), change, sizes=(4,), test=6, templates=())
+    assert shared.base.model.dtype == 'float32' and shared.model.model.dtype == 'bfloat16'
+    listed = trials.listed(shared, selected)
+    finished = [(trial, trials.run(shared, trial, comparison.EXECUTE[trial.arm.kind])) for trial in listed]
+    tested = testing.run(shared, finished)
+    dtypes = {trial.arm.name: testing.read(shared, trial)['dtype'] for trial, _ in tested}
+    assert dtypes == {'zero_shot': 'bfloat16', 'head': 'float32'}
+    write_json(shared.folder / 'config.json', shared.config.to_dict())
+    prompted = new_rows.open_trial(shared.folder / listed[0].folder)
+    assert prompted.comparison.model.model == shared.model.model  # new rows are answered as the test rows
 
 
 def test_probabilities_that_are_nan_fail_the_trial_and_write_nothing(small, monkeypatch):
