@@ -100,6 +100,7 @@ def _arm(comparison: Comparison, arm: Arm, records: Sequence[dict[str, Any]]) ->
         'kind': arm.kind,
         'description': arm.description,
         'overrides': dict(arm.settings.get('overrides', ())),
+        'learning_rates': list(arm.settings.get('learning_rates', ())),
         'status': status,
         'reason': reason or (failed[0]['reason'] if failed else ''),
     }

@@ -225,8 +225,10 @@ def test_terminal_summary_fits_80_columns(comparison):
     results['arms']['an-arm-with-a-name-that-is-far-too-long-for-a-terminal'] = results['arms'].pop('lora')
     for entry in results['summary']:
         entry['arm'] = entry['arm'].replace('lora', 'an-arm-with-a-name-that-is-far-too-long-for-a-terminal')
+    results['arms']['head']['learning_rates'] = [1e-3, 1e-2]  # all trials choose one of its ends
     text = report.terminal_summary(results)
     assert max(map(len, text.splitlines())) <= 80
+    assert '* head: in 1 of 3 trials the chosen learning rate is the highest of the grid\n' in text
     assert text.startswith('Use ') and '\nfull ' in text and '\nan-arm-with-a-name-th...  ' in text
 
 

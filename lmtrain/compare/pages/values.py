@@ -81,6 +81,30 @@ def trials(results: Results, arm: str, size: int) -> list[dict[str, Any]]:
     return [trial for trial in own if trial['size'] == size] or [trial for trial in own if trial['size'] == 0]
 
 
+def grid_ends(results: Results) -> list[str]:
+    """A sentence about each arm that chose an end of its grid of learning rates, at the largest size.
+
+    A rate beyond the grid may do better: such an arm may lose for the grid alone.
+    """
+    lines = []
+    for name, arm in (results.get('arms') or {}).items():
+        rates = sorted(set((arm or {}).get('learning_rates') or ()))
+        own = trials(results, name, max(sizes(results), default=0))
+        chosen = [(trial.get('chosen') or {}).get('learning_rate') for trial in own]
+        ends = [('highest', rates[-1]), ('lowest', rates[0])] if len(rates) > 1 else []
+        found = [(title, rate, count) for title, rate in ends if (count := chosen.count(rate))]
+        if found:
+            (title, rate, count), *others = found
+            text = (
+                f'in {count} of {terminal.counted(len(chosen), "trial")} the chosen learning rate is the {title} of the'
+            )
+            text += f' grid ({rate:g})' + ''.join(
+                f' and in {count} the {end} ({rate:g})' for end, rate, count in others
+            )
+            lines.append(f'{name}: {text}; a wider grid may do better.')
+    return lines
+
+
 def cost(results: Results, arm: str, size: int, field: str) -> float | None:
     """The mean over the seeds of a field of the ledger, or of 'create_flops', see `creation`."""
     read = creation if field == 'create_flops' else lambda trial: (trial.get('ledger') or {}).get(field)

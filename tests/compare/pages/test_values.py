@@ -1,6 +1,6 @@
 import pytest
 
-from lmtrain.compare.pages import values
+from lmtrain.compare.pages import sections, values
 
 
 def test_pair_is_turned_to_the_order_of_the_question(comparison):
@@ -22,6 +22,29 @@ def test_costs_are_means_over_seeds(comparison):
     assert values.cost(results, 'lora', 7, 'query_seconds') is None
     own[0]['status'] = 'failed'
     assert values.cost(results, 'lora', 512, 'query_seconds') == 2.0
+
+
+def test_arms_that_choose_an_end_of_their_grid_are_named(comparison):
+    results = comparison()
+    grids = {'lora': [1e-4, 1e-3, 1e-2], 'full': [1e-3, 1e-2], 'head': [1e-4, 1e-2, 1e-3, 1e-1], 'prefix': [1e-2]}
+    for name, rates in grids.items():
+        results['arms'][name]['learning_rates'] = rates
+    for trial in results['trials']:
+        if trial['arm'] in grids:
+            at_largest = trial['arm'] == 'lora' and trial['size'] == 512 and trial['seed'] < 3
+            trial['chosen'] = {'learning_rate': 1e-2 if at_largest or trial['arm'] == 'prefix' else 1e-3}
+    full = [trial for trial in results['trials'] if trial['arm'] == 'full' and trial['size'] == 512]
+    full[0]['chosen'], full[1]['status'] = {'learning_rate': 1e-2}, 'failed'
+    assert values.grid_ends(results) == [
+        'lora: in 2 of 3 trials the chosen learning rate is the highest of the grid (0.01); '
+        'a wider grid may do better.',
+        'full: in 1 of 2 trials the chosen learning rate is the highest of the grid (0.01) and in 1 the lowest '
+        '(0.001); a wider grid may do better.',
+    ]
+    (block,) = sections.missing(results | {'arms': results['arms'] | {'full': {'status': 'done'}}}, 512, [])[-1:]
+    assert block.lines[-1] == values.grid_ends(results)[0]
+    results['arms'] = {'head': results['arms']['head']}
+    assert values.grid_ends(results) == [] == values.grid_ends({})
 
 
 def test_creation_is_unknown_if_a_part_of_it_is():
