@@ -123,7 +123,9 @@ def code_lengths(records: Records, sizes: Sequence[int], num_classes: int) -> di
 
 
 def sensitivity(records: Records, field: str) -> dict[str, dict[str, Any]]:
-    """{arm: `statistics.spread` of its accuracies on the selection rows over other prompts}.
+    """{arm: `statistics.spread` of its accuracies on the selection rows over other prompts}, of all seeds together.
+
+    Its intervals are over prompts: the rows are the same for all of them, and are not resampled.
 
     Args:
       field: of trial.json, 'draws' (sets and orders of demonstrations) or 'templates'.

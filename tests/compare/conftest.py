@@ -154,7 +154,9 @@ def extras(arms, size):
         if kind == 'prompt':
             quantiles = {str(q): many + (q - 0.55) * 0.2 for q in (0.05, 0.25, 0.5, 0.75, 0.95)}
             spread = {'n': 24, 'mean': many - 0.01, 'stdev': 0.05, 'quantiles': quantiles, 'worst': many - 0.16}
-            sensitivity[name] = spread | {'best': many + 0.1, 'interval': [many - 0.03, many + 0.01]}
+            bounds = {str(q): [value - 0.02, value + 0.02] for q, value in quantiles.items()} | {'stdev': [0.04, 0.07]}
+            spread |= {'interval': [many - 0.03, many + 0.01], 'intervals': bounds}
+            sensitivity[name] = spread | {'best': many + 0.1}
             forgetting[name] = {'bits_per_byte_before': 0.98, 'bits_per_byte_after': 0.98, 'kl': 0.0}
         else:
             forgetting[name] = {'bits_per_byte_before': 0.98, 'bits_per_byte_after': 0.98 + few / 5, 'kl': few / 2}

@@ -129,7 +129,7 @@ FIELDS = {
     'trials.*.test': 'interval loss engine accuracy',
     'pairs.*': 'interval p p_holm detectable difference',
     'description_length.*': 'bits uniform_bits blocks',
-    'sensitivity.*': 'n mean stdev quantiles worst best interval',
+    'sensitivity.*': 'n mean stdev quantiles worst best interval intervals',
     'forgetting.*': 'kl bits_per_byte_before',
     'break_even.*': 'size curve queries',
     'prices': 'currency device_hour kwh watts',

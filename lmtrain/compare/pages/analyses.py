@@ -24,28 +24,47 @@ def sensitivity(results: Results) -> list:
         text = f'Each arm was repeated with {repeated}.'
         if name == 'sensitivity':
             text += ' Dots are means, thick bars the middle half, thin bars 5 to 95 %, lines the worst and the best.'
+        text += ' ' + _covered(results)
         blocks += [Paragraph(text), *([Figures(plots.sensitivity(results, spreads))] if name == 'sensitivity' else [])]
         blocks.append(_spreads(results, spreads))
     return blocks
 
 
+def _covered(results: Results) -> str:
+    """What the intervals of `statistics.spread` cover here: prompts of all seeds are one sample, rows are fixed."""
+    rows = terminal.counted(own, 'selection row') if (own := values.selection_rows(results)) else 'selection rows'
+    text = f'Intervals cover the choice of the prompts alone, on these {rows}: they do not cover other rows, and '
+    text += "prompts of several seeds count as independent. Those of the mean are by Student's t, the others by the "
+    return text + 'bootstrap over prompts.'
+
+
 def _spreads(results: Results, spreads: Mapping[str, Mapping[str, Any]]) -> Table:
     arms = sorted(spreads, key=lambda arm: -spreads[arm]['mean'])
-    quantiles = {arm: spreads[arm].get('quantiles') or {} for arm in arms}
     means = [values.accuracy(spreads[arm] | {'accuracy': spreads[arm]['mean']}) for arm in arms]
-    deviations = [spreads[arm].get('stdev') for arm in arms]
     columns = [
         ('prompts', [Cell(values.count(spreads[arm].get('n'))) for arm in arms]),
         ('mean (95 % interval)', [Cell(text) for text in means]),
-        ('standard deviation', [Cell(_points(deviation)) for deviation in deviations]),
+        ('standard deviation (95 %)', [Cell(_deviation(spreads[arm])) for arm in arms]),
         ('worst', [Cell(percent(spreads[arm].get('worst'))) for arm in arms]),
-        *((title, [Cell(percent(quantiles[arm].get(name))) for arm in arms]) for name, title in QUANTILES),
+        *((f'{title} (95 %)', [Cell(_quantile(spreads[arm], name)) for arm in arms]) for name, title in QUANTILES),
         ('best', [Cell(percent(spreads[arm].get('best'))) for arm in arms]),
     ]
     return table(results, arms, columns)
 
 
-QUANTILES = (('0.05', '5 %'), ('0.5', 'median'), ('0.95', '95 %'))
+def _deviation(spread: Mapping[str, Any]) -> str:
+    limits = (spread.get('intervals') or {}).get('stdev')
+    text = _points(spread.get('stdev'))
+    return f'{text} ({100 * limits[0]:.1f} to {100 * limits[1]:.1f})' if limits else text
+
+
+def _quantile(spread: Mapping[str, Any], name: str) -> str:
+    value = (spread.get('quantiles') or {}).get(name)
+    limits = (spread.get('intervals') or {}).get(name)
+    return NOT_MEASURED if value is None else values.accuracy({'accuracy': value, 'interval': limits})
+
+
+QUANTILES = (('0.05', '5 % quantile'), ('0.5', 'median'), ('0.95', '95 % quantile'))
 
 
 def _points(difference: float | None) -> str:

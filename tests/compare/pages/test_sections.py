@@ -119,7 +119,12 @@ def test_table_of_rows_ends_with_the_recommendations(content):
 def test_analyses(content):
     spread = table(content['sensitivity'].blocks)['retrieval']
     assert spread['mean (95 % interval)'] == '75.0 % (73.0 to 77.0)' and spread['worst'] == '60.0 %'
-    assert spread['median'] == '75.0 %' and spread['5 %'] == '66.0 %' and spread['standard deviation'] == '5.0 points'
+    assert spread['median (95 %)'] == '75.0 % (73.0 to 77.0)'
+    assert spread['5 % quantile (95 %)'] == '66.0 % (64.0 to 68.0)'
+    assert spread['standard deviation (95 %)'] == '5.0 points (4.0 to 7.0)'
+    caption = content['sensitivity'].blocks[0].text
+    assert 'Intervals cover the choice of the prompts alone, on these 64 selection rows' in caption
+    assert 'prompts of several seeds count as independent' in caption
     bits = table(content['description-length'].blocks)
     assert next(iter(bits)) == 'retrieval' and bits['retrieval']['bits ↓'] == '998'
     assert bits['retrieval']['of a uniform code'] == '65 %' and bits['retrieval']['bits to row 512'] == '399'
