@@ -1,16 +1,20 @@
 """The test stage: files of a trial, and trials that are tested already."""
 
+import hashlib
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from lmtrain import tree
 from lmtrain.compare import choice_scores, comparison, new_rows, testing, trials
 from lmtrain.files import write_json
+from lmtrain.training import init_from
 
 
 def test_each_test_row_has_a_line_with_its_nats(small, monkeypatch):
-    shared, selected = small('tested', ('zero_shot',), test=6)
+    shared, selected = small('nats', ('zero_shot',), test=6)
     [trial] = trials.listed(shared, selected)
     (shared.folder / trial.folder).mkdir(parents=True, exist_ok=True)
     log_p = np.log(np.array([[0.5, 0.3, 0.2]] * 6))
@@ -51,6 +55,30 @@ def test_the_recorded_dtype_is_that_of_the_model_that_was_scored(small):
     write_json(shared.folder / 'config.json', shared.config.to_dict())
     prompted = new_rows.open_trial(shared.folder / listed[0].folder)
     assert prompted.comparison.model.model == shared.model.model  # new rows are answered as the test rows
+
+
+def fingerprints(params):
+    """{path: SHA-256 of the bytes} of parameters."""
+    leaves = tree.flatten(jax.device_get(params))
+    return {path: hashlib.sha256(np.ascontiguousarray(leaf)).hexdigest() for path, leaf in leaves.items()}
+
+
+@pytest.mark.parametrize('name', ['zero_shot', 'few_shot', 'nearest', 'search', 'content_free'])
+def test_an_arm_that_prompts_changes_no_parameter_of_the_base(small, name):
+    def change(config):
+        config.compare.arms.search.budget = 10_000  # tokens: a few candidates
+
+    shared, selected = small('unchanged', (name,), change, test=6)
+    trial = trials.listed(shared, selected)[-1]  # of the largest size: with draws and templates
+    before, files = fingerprints(shared.model.params), shared.base.hash
+    record = trials.run(shared, trial, comparison.EXECUTE['prompt'])
+    assert record['status'] == 'done', record['reason']
+    [(_, record)] = testing.run(shared, [(trial, record)])
+    assert testing.read(shared, trial) is not None and len(before) > 10
+    assert fingerprints(shared.model.params) == before
+    init = shared.config.init
+    assert init_from.open_base(init.base, init.adapter, init.ignore).hash == files
+    assert not list((shared.folder / trial.folder).rglob('checkpoints'))
 
 
 def test_probabilities_that_are_nan_fail_the_trial_and_write_nothing(small, monkeypatch):
