@@ -28,7 +28,8 @@ def scored(monkeypatch):
         each = [
             {'nats': own} | ({'calibrated_nats': np.log([0.5, 0.3, 0.2])} if free else {}) for own in nats[form.shots]
         ]
-        return prompting.Scores({'shots_mean': form.shots / 2, 'dropped': 4 * form.shots, 'cut': form.shots + 1}, each)
+        counts = {'shots_mean': form.shots / 2, 'prompt_tokens': 7.0 * form.shots, 'dropped': 4 * form.shots}
+        return prompting.Scores(counts | {'cut': form.shots + 1}, each)
 
     monkeypatch.setattr(prompting, 'score', score)
     return nats
@@ -41,7 +42,7 @@ def normalised(values):
 def test_scores_of_choices(scored):
     rows = [Row('', {})] * 8
     likelihoods = choice_scores.of_rows(Loaded, (), FORM, rows, choice_scores.SCORES)
-    assert likelihoods[1:] == (1.0, 8, 3)  # of the prompts with demonstrations
+    assert likelihoods[1:] == (1.0, 14.0, 8, 3)  # of the prompts with demonstrations
     values = likelihoods.log_p
     assert tuple(values) == choice_scores.SCORES
     assert values['sum'] == pytest.approx(normalised(scored[2]))
@@ -71,7 +72,7 @@ def test_batch_calibration_takes_the_preference_for_a_class_away(scored):
     likelihoods = choice_scores.of_rows(Loaded, (), FORM, rows, ('sum', 'batch'))
     values = likelihoods.log_p
     plain, batch = choice_scores.candidates(likelihoods, rows, CLASSES)
-    assert (plain['shots_mean'], plain['dropped'], plain['cut']) == (1.0, 8, 3)
+    assert [plain[name] for name in choice_scores.PROMPTS] == [1.0, 14.0, 8, 3]
     assert (plain['score'], plain['bias'], batch['score']) == ('sum', [], 'batch')
     assert batch['bias'] == pytest.approx(values['sum'].mean(axis=0))
     assert plain['temperature'] == choice_scores.fit_temperature(values['sum'], rows, CLASSES) != 1
