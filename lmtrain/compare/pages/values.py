@@ -92,9 +92,9 @@ def grid_ends(results: Results) -> list[str]:
         own = trials(results, name, max(sizes(results), default=0))
         chosen = [(trial.get('chosen') or {}).get('learning_rate') for trial in own]
         ends = [('highest', rates[-1]), ('lowest', rates[0])] if len(rates) > 1 else []
-        found = [(title, rate, count) for title, rate in ends if (count := chosen.count(rate))]
-        if found:
-            (title, rate, count), *others = found
+        counted = [(title, rate, count) for title, rate in ends if (count := chosen.count(rate))]
+        if counted:
+            (title, rate, count), *others = counted
             text = (
                 f'in {count} of {terminal.counted(len(chosen), "trial")} the chosen learning rate is the {title} of the'
             )

@@ -73,8 +73,8 @@ def _part(part: Any, at: str) -> str:
     """The text of a part of `content`."""
     if isinstance(part, dict) and part.get('type') == 'text':
         return check_text(part.get('text'), f"{at}: 'text'")
-    found = f'a part of type {part.get("type")!r}' if isinstance(part, dict) else json_type(part)
-    raise InputError(f"{at} is {found}; only parts of type 'text' are read: remove it, or leave out the row")
+    given = f'a part of type {part.get("type")!r}' if isinstance(part, dict) else json_type(part)
+    raise InputError(f"{at} is {given}; only parts of type 'text' are read: remove it, or leave out the row")
 
 
 def _json(value: Any) -> str:
