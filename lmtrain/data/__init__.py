@@ -35,6 +35,8 @@ COLUMNS
   returns      [B, T] float32  what the value head learns
   old_values   [B, T] float32  what the value head estimated when the target was sampled
   adapter      [B]    int32    index of the adapter of the row; only read by `lmtrain.adapt.mix`, no stream has it
+  branches     [B, T] int32    a segment that is a tree: 0 is its trunk, 1, 2, ... continue it side by side; only in
+                               `lmtrain.inference.likelihood`, no stream has it
   bytes        [B, T] int32    bytes of text of each target, only in evaluation; with `select`, [B, M]
 
 TASK                 COLUMNS besides tokens, positions, row, segment_ids
@@ -75,7 +77,7 @@ from lmtrain.data.tokenizers.load import load_tokenizer
 COLUMNS = (
     'tokens', 'segment_ids', 'positions', 'targets', 'loss_mask', 'row', 'select', 'labels', 'label_weights', 'spans',
     'token_types', 'scored', 'margin', 'ref_logprob', 'old_logprob', 'advantages', 'returns', 'old_values',
-    'temperature', 'adapter', 'bytes',
+    'temperature', 'adapter', 'branches', 'bytes',
 )  # fmt: skip
 
 __all__ = [
