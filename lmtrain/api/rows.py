@@ -154,8 +154,7 @@ def evaluate(
     >>> 0 < result['bits_per_byte'] < 8
     True
     >>> rows = [{'sum': '1 + 1', 'value': '2'}, {'sum': '1 + 2', 'value': '3'}]
-    >>> model = lmtrain.load('runs/tiny')
-    >>> result = model.evaluate(rows=rows, template='{sum} = {value}', answer='value', choices=['2', '3'])
+    >>> result = lmtrain.evaluate('runs/tiny', rows=rows, template='{sum}={value}', answer='value', choices=['2', '3'])
     >>> result['rows'], result['chance']
     (2, 0.5)
     """

@@ -96,7 +96,7 @@ def _search(comparison: Comparison, trial: Trial, budget: int) -> float:
     if one.tokens > budget:
         raise InputError(
             f'compare.arms.{trial.arm.name}.budget={budget:,} tokens, and one prompt without demonstrations reads '
-            f'about {one.tokens:,.0f} on the selection rows: raise it, or lower compare.selection'
+            f'about {one.tokens:,.0f} tokens of the selection rows: raise it, or lower compare.selection'
         )
     return one.flops / one.tokens * budget
 

@@ -29,7 +29,7 @@ def encode(rows: Sequence[Row], form: RowFormat, *, unread: int, margins: bool) 
       margins: whether the column `margin` is added: the field `margin` of a row, or 0.
     """
     check_fields(form, 'prompt, chosen and rejected')
-    examples, notes, templated, given = [], Notes(), False, 0
+    examples, notes, templated, with_margin = [], Notes(), False, 0
     for number, row in enumerate(progress.each(rows, 'reading pairs', len(rows))):
         pair = preferences.read_pair(row, form.template)
         margin = margin_of(row)
@@ -51,11 +51,11 @@ def encode(rows: Sequence[Row], form: RowFormat, *, unread: int, margins: bool) 
             continue
         notes.forms[pair.form] += 1
         templated |= bool(pair.chosen.messages)
-        given += 'margin' in row.fields
+        with_margin += 'margin' in row.fields
         for index, side in enumerate(shortened):
             values = {'scored': np.int32(1 + index)} | ({'margin': np.float32(margin)} if margins else {})
             examples.append(example_of(number, side, values))
-    lines = notes.lines() + ([f'{given} rows have a margin'] if given and margins else [])
+    lines = notes.lines() + ([f'{with_margin} rows have a margin'] if with_margin and margins else [])
     return Encoded(examples, lines, templated)
 
 

@@ -38,8 +38,8 @@ def check_messages(messages: Any, place: str) -> list[dict[str, Any]]:
     Null fields are removed. Text parts become one text. An answer that only calls tools has the text ''.
     """
     if not isinstance(messages, list) or not messages:
-        given = 'an empty one' if messages == [] else json_type(messages)
-        raise InputError(f'{place} must be an array of at least one message, not {given}')
+        kind = 'an empty one' if messages == [] else json_type(messages)
+        raise InputError(f'{place} must be an array of at least one message, not {kind}')
     return [_message(message, f'{place} [{index}]') for index, message in enumerate(messages)]
 
 
@@ -73,8 +73,8 @@ def _part(part: Any, at: str) -> str:
     """The text of a part of `content`."""
     if isinstance(part, dict) and part.get('type') == 'text':
         return check_text(part.get('text'), f"{at}: 'text'")
-    given = f'a part of type {part.get("type")!r}' if isinstance(part, dict) else json_type(part)
-    raise InputError(f"{at} is {given}; only parts of type 'text' are read: remove it, or leave out the row")
+    kind = f'a part of type {part.get("type")!r}' if isinstance(part, dict) else json_type(part)
+    raise InputError(f"{at} is {kind}; only parts of type 'text' are read: remove it, or leave out the row")
 
 
 def _json(value: Any) -> str:
