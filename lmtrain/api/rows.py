@@ -106,7 +106,7 @@ def _rows_of_texts(rows, field: str) -> list[Row]:
     """`as_rows`, where a list of texts is a list of rows with this field; a missing text is None."""
     _reject_columns(rows)
     if not isinstance(rows, str | Path):
-        rows = [_cell(row) for row in rows]  # an iterator is read once
+        rows = [row if isinstance(row, Mapping) else _cell(row) for row in rows]  # an iterator is read once
         texts = all(row is None or isinstance(row, str) for row in rows)
         rows = [{field: row} for row in rows] if texts else rows
     return as_rows(rows)
@@ -295,7 +295,7 @@ def as_rows(rows) -> list[Row]:
         elif isinstance(row, Mapping):
             listed.append(Row(f'row {index}', {name: _cell(value) for name, value in row.items()}))
         else:
-            raise InputError(f'row {index} is {row!r:.60}: a row is a dict; a text is one only among texts')
+            raise InputError(f'row {index} is {row!r:.60}: rows are dicts, or all of them are texts')
     return listed
 
 

@@ -93,7 +93,7 @@ def missing_field(place: str, name: str, names: Iterable[str], field: str) -> In
 
 def text_of(row: Row, name: str, field: str = 'config.task.text') -> str:
     """The text in a field; null is '', as an empty cell of csv. Raises InputError if it is missing or not text."""
-    value = '' if row.fields.get(name, name) is None else value_of(row, name, field)
+    value = '' if name in row.fields and row.fields[name] is None else value_of(row, name, field)
     return check_text(value, f'{row.place}: {name!r}')
 
 
@@ -212,17 +212,18 @@ def _tsv_rows(path: Path, notes: list[str]) -> Iterator[Row]:
 def _has_quoted_cells(path: Path) -> bool:
     """Whether the cells of a .tsv that begin with a quote are quoted as in csv.
 
-    Without quoting, a line can be valid too. Then each such cell is well-formed, and the file has what needs quotes: a
-    quote that is written twice, or names in quotes.
+    A file that is a table only with quoting is quoted. One that is a table either way is quoted if every such cell is
+    well-formed, and a quote is written twice in one of them or all names are quoted.
     """
     marked = [cell for text in _table_lines(path) for cell in text.split('\t') if cell.startswith('"')]
-    if not marked or not _is_table(path, delimiter='\t'):
+    if not marked:
         return False
-    if not _is_table(path, delimiter='\t', quoting=csv.QUOTE_NONE):
-        return True
-    names = next(filter(None, _table_lines(path))).split('\t')
-    needed = any('""' in cell[1:-1] for cell in marked) or all(name.startswith('"') for name in names)
-    return needed and all(re.fullmatch('"([^"]|"")*"', cell) for cell in marked)
+    if _is_table(path, delimiter='\t', quoting=csv.QUOTE_NONE):
+        names = next(filter(None, _table_lines(path))).split('\t')
+        needed = any('""' in cell[1:-1] for cell in marked) or all(name.startswith('"') for name in names)
+        if not needed or not all(re.fullmatch('"([^"]|"")*"', cell) for cell in marked):
+            return False
+    return _is_table(path, delimiter='\t')
 
 
 def _is_table(path: Path, **dialect) -> bool:

@@ -18,7 +18,7 @@ from lmtrain.errors import InputError, MissingPackage
 from lmtrain.evaluation.perplexity import windows
 from lmtrain.inference import sample
 from lmtrain.inference.likelihood import TokenPrompt, log_likelihoods
-from lmtrain.models.virtual_tokens import num_virtual_tokens
+from lmtrain.models.virtual_tokens import room
 
 try:
     from lm_eval.api.model import LM
@@ -53,7 +53,7 @@ class LMTrain(LM):
         self.model, self.params, self.tokenizer = loaded.model, loaded.params, loaded.tokenizer
         self.end_ids = loaded.end_ids
         self.batch = 32 if batch_size == 'auto' else int(batch_size)
-        self.context = self.model.max_len - num_virtual_tokens(self.params)
+        self.context = room(self.model, self.params)
         added = self.tokenizer.begin_id in self.tokenizer.layout.prefix
         self.prefix = [self.tokenizer.begin_id] if (added if add_bos_token is None else add_bos_token) else []
         self.computed_tokens = 0  # of all log-likelihoods so far

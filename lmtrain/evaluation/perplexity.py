@@ -9,7 +9,7 @@ import numpy as np
 from lmtrain.data import Tokenizer
 from lmtrain.errors import InputError
 from lmtrain.inference.likelihood import TokenPrompt, log_likelihoods
-from lmtrain.models.virtual_tokens import num_virtual_tokens
+from lmtrain.models.virtual_tokens import room
 from lmtrain.runtime import progress
 from lmtrain.tree import Params
 
@@ -53,7 +53,7 @@ def bits_per_byte(
     Raises InputError if the model is not a causal language model, or no text has a token.
     """
     check_language_model(model)
-    context = model.max_len - num_virtual_tokens(params)
+    context = room(model, params)
     encoded = tokenizer.encode_batch(texts)
     each = [windows(ids, tokenizer.begin_id, context) for ids in encoded]
     flat = [prompt for prompts in each for prompt in prompts]

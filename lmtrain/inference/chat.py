@@ -10,7 +10,7 @@ from lmtrain.errors import InputError
 from lmtrain.inference import sample
 from lmtrain.inference.prompts import encode, special_names
 from lmtrain.models import Transformer
-from lmtrain.models.virtual_tokens import num_virtual_tokens
+from lmtrain.models.virtual_tokens import room
 from lmtrain.tree import Params
 
 MAX_TOKENS = 512  # of an answer, unless another number is chosen
@@ -44,7 +44,7 @@ class Chat:
         self._settings = sampling | {'end_ids': end_ids}
         self._settings |= {'vocab_size': tokenizer.vocab_size, 'absent': tokenizer.absent}
         sample.check_settings(**self._settings)
-        self.context = model.max_len - num_virtual_tokens(params)
+        self.context = room(model, params)
         self.system, self.dropped, self.finish_reason = system, 0, ''
         self.messages: list[dict[str, Any]] = []
 

@@ -77,7 +77,7 @@ def log_likelihoods(
     Raises NonFiniteOutput if a log-likelihood is not finite.
     """
     model = dataclasses.replace(model, unroll=1, remat='none')  # one layer is compiled: faster, and as fast to run
-    context = model.max_len - virtual_tokens.num_virtual_tokens(params)
+    context = virtual_tokens.room(model, params)
     distinct = {_key(each): each for each in prompts if each.continuations}
     options = {'context': context, 'batch_size': batch_size, 'greedy': greedy}
     # The angles of such a text depend on its length: the keys of its beginning are those of no other text.
@@ -270,7 +270,7 @@ def token_log_likelihoods(model, params: Params, prompts: Sequence[TokenPrompt],
     A context and its continuation together have at most as many tokens as in `log_likelihoods`.
     """
     model = dataclasses.replace(model, unroll=1, remat='none')
-    context = model.max_len - virtual_tokens.num_virtual_tokens(params)
+    context = virtual_tokens.room(model, params)
     shapes = collections.defaultdict(list)
     for index, (start, (ids,)) in enumerate(prompts):
         shapes[bucket(len(start) + len(ids) - 1, FINE.text, context)].append((index, np.append(start, ids), len(start)))

@@ -22,7 +22,7 @@ from lmtrain.inference import calibration, likelihood, rendering, sample
 from lmtrain.inference.demonstrations import ALL, embeddings, most_that_fit, select
 from lmtrain.inference.likelihood import TokenPrompt
 from lmtrain.inference.questions import Question, ask
-from lmtrain.models.virtual_tokens import num_virtual_tokens
+from lmtrain.models.virtual_tokens import room
 from lmtrain.tree import Params
 
 # {accuracy of choices: the column of `Scores.rows` with its hits}
@@ -201,7 +201,7 @@ def score_choices(
       NonFiniteOutput: a log-likelihood is not finite.
     """
     encode = _rendering(tokenizer, settings, rendering.choices, rendering.choices_chat)
-    context = model.max_len - num_virtual_tokens(params)
+    context = room(model, params)
     prompts, lost = _fit(questions, demonstrations, encode, context, settings)
     _check_ids(questions, prompts, tokenizer, model.vocab_size)
     values = likelihood.log_likelihoods(model, params, prompts, settings.batch_size)
@@ -244,7 +244,7 @@ def _demonstrations(model, params, tokenizer, questions, pool, settings: PromptS
 def _generate(model, params, tokenizer, questions, demonstrations, settings: PromptSettings, end_ids):
     """(what `Scores.rows` holds of generations, what prompts lost)."""
     encode = _rendering(tokenizer, settings, rendering.prompt, rendering.prompt_chat)
-    context = model.max_len - num_virtual_tokens(params)
+    context = room(model, params)
     prompts, lost = _fit(questions, demonstrations, encode, context + 1 - settings.max_tokens, settings)
     _check_ids(questions, prompts, tokenizer, model.vocab_size)
     generated = sample.generate(

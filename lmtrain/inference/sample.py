@@ -13,7 +13,7 @@ from lmtrain.errors import InputError, NonFiniteOutput
 from lmtrain.inference import decode
 from lmtrain.models import Transformer
 from lmtrain.models.rotary import angles_change_after
-from lmtrain.models.virtual_tokens import num_virtual_tokens
+from lmtrain.models.virtual_tokens import num_virtual_tokens, room
 from lmtrain.tree import Params
 
 MAX_BATCH = 64  # prompts decoded together
@@ -113,7 +113,7 @@ def prompt_batch(
       rows: P, to which the prompts are padded.
       logprob: whether the log-probability of every token is computed.
     """
-    context = model.max_len - num_virtual_tokens(params)
+    context = room(model, params)
     vocab_size, max_tokens = min(settings['vocab_size'], model.vocab_size), settings['max_tokens']
     end_ids = [token for token in settings['end_ids'] if token < vocab_size]  # no other can be drawn
     allowed = np.arange(model.vocab_size) < vocab_size
@@ -140,7 +140,7 @@ def prompt_batch(
 
 def lengths(model: Transformer, params: Params, longest: int, max_tokens: int) -> tuple[int, int]:
     """(T, to which prompts of at most `longest` tokens are padded; M, room for generated tokens)."""
-    context = model.max_len - num_virtual_tokens(params)
+    context = room(model, params)
     return bucket(longest, SHORTEST, context), bucket(max_tokens, SHORTEST, context)
 
 

@@ -150,10 +150,10 @@ def _missing_content(row: Row, config: TaskConfig) -> str:
     task = config.task
     values = [row.fields.get(name, name) for name in config.text]
     if task.labels_words:
-        return 'a word' if values[:1] in ([[]], [None]) else ''
+        return 'a word' if values and values[0] in ([], None) else ''
     if task.conversations and not task.scores_segments:  # a prompt of preferences may be empty
-        own = task.on_policy and row.fields.get('prompt') is not None  # which a policy reads first
-        lists = values or [row.fields.get(FORMATS[form][0]) for form in WITH_PROMPT if not own]
+        reads_prompt = task.on_policy and row.fields.get('prompt') is not None
+        lists = values or ([] if reads_prompt else [row.fields.get(FORMATS[form][0]) for form in WITH_PROMPT])
         return 'a message' if [] in lists else ''
     blank = all(value is None or isinstance(value, str) and not value.strip() for value in values)
     return 'text' if task.pools_rows and values and blank else ''

@@ -199,7 +199,7 @@ def check_leaves(config, model, params: tree.Params, mesh) -> None:
         else config.data.isolate and not config.data.mask_rate
     )
     if packed and leaves.virtual_tokens(tree.flatten(params)):
-        way_out = 'Set task.pack=False' if task.reads_rows else 'Set data.isolate=False'
+        way_out = f'Set {"task.pack" if task.reads_rows else "data.isolate"}=False'
         if task.scores_segments:
             way_out = f"task.name = {config.task.name!r} always compares texts in one row: use adapt.method='lora'"
         raise InputError(

@@ -241,9 +241,8 @@ class Loop:
         """Ends a run that cannot recover. Raises RunEnded."""
         saved = f'the last checkpoint is of step {self.saved_at:,}' if self.saved_at else 'nothing has been saved'
         way_out = 'Lower optimizer.learning_rate or lengthen schedule.warmup'
-        cost = {'seconds': self.clock.elapsed} | self.parts.spent(self.step, self.sampled) | self.measured()
-        cost |= {'evaluation_flops': self.sampler.held_out_flops} if self.sampler else {}
-        raise lifecycle.RunEnded(lifecycle.NON_FINITE, f'{reason}: these steps are discarded, {saved}. {way_out}', cost)
+        message = f'{reason}: these steps are discarded, {saved}. {way_out}'
+        raise lifecycle.RunEnded(lifecycle.NON_FINITE, message, self.cost())
 
     def evaluate(self, state):
         """Measures the validation loss of the state, unless a signal interrupts it."""
@@ -321,12 +320,14 @@ class Loop:
             'step_memory': self.step_memory,
         } | ({'rollout_seconds': before.get('rollout_seconds', 0.0) + self.sampling} if self.sampling else {})
 
+    def cost(self) -> dict[str, float]:
+        """Seconds, FLOPs, tokens and memory until now."""
+        cost = {'seconds': self.clock.elapsed} | self.parts.spent(self.step, self.sampled) | self.measured()
+        return cost | ({'evaluation_flops': self.sampler.held_out_flops} if self.sampler else {})
+
     def results(self, state) -> dict[str, Any]:
         """The content of results.json."""
-        cost = {'steps': self.step, 'seconds': self.clock.elapsed}
-        cost |= self.parts.spent(self.step, self.sampled) | self.measured()
-        cost |= {'epochs': self.step / self.parts.steps_per_epoch}
-        cost |= {'evaluation_flops': self.sampler.held_out_flops} if self.sampler else {}
+        cost = {'steps': self.step} | self.cost() | {'epochs': self.step / self.parts.steps_per_epoch}
         cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
         results = {
             'validation': self.validation,

@@ -14,7 +14,7 @@ from lmtrain.data.rows import Row, read_rows
 from lmtrain.data.verifiable_task import is_generated
 from lmtrain.errors import InputError
 from lmtrain.inference import prompts, sample
-from lmtrain.models.virtual_tokens import num_virtual_tokens
+from lmtrain.models.virtual_tokens import room
 from lmtrain.report import terminal
 from lmtrain.tasks import TASKS, policy
 from lmtrain.training import load as loading
@@ -151,7 +151,7 @@ def score(
     """
     tokenizer, read = model.tokenizer, _prompts(rows, text)
     texts = [prompts.shown(each) for each in read]
-    context = model.model.max_len - num_virtual_tokens(model.params)
+    context = room(model.model, model.params)
     limit = context - min(max_tokens, context // 2)  # of a prompt that is cut: its completion needs room
     ids = [prompts.encode(each, tokenizer, model.template) for each in read]
     ids = [each if len(each) <= context else [*each[:1], *each[len(each) - limit + 1 :]] for each in ids]

@@ -101,7 +101,8 @@ def predict_rows(
     ids = [_ids(model, dialogues[index], rows[index].place) for index in filled]
     for index, value in zip(filled, score(ids).tolist(), strict=True):
         predictions[index]['prediction'] = value
-    return predictions, sum(len(each) > room(model.model, model.params) for each in ids)
+    longest = room(model.model, model.params)
+    return predictions, sum(len(each) > longest for each in ids)
 
 
 def _dialogue(row: Row, text: tuple[str, ...], model: LoadedModel) -> Conversation:
@@ -181,8 +182,8 @@ def _ids(loaded: LoadedModel, dialogue: Conversation, place: str) -> list[int]:
 
 
 def _cut(ids: list[int], longest: int) -> list[int]:
-    """At most `longest` of the ids: without those that follow the first one."""
-    return [*ids[:1], *ids[1:][-(longest - 1) :]]
+    """The first id and the last ones, at most `longest` together."""
+    return [*ids[:1], *ids[max(1, len(ids) - longest + 1) :]]
 
 
 def _batch(rows: Sequence[list[int]], size: int, longest: int) -> dict[str, np.ndarray]:

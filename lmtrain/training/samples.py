@@ -11,7 +11,7 @@ import numpy as np
 from lmtrain.data import Tokenizer
 from lmtrain.errors import InputError
 from lmtrain.inference import prompts, sample
-from lmtrain.models.virtual_tokens import num_virtual_tokens
+from lmtrain.models.virtual_tokens import num_virtual_tokens, room
 from lmtrain.training import sweep
 from lmtrain.training.run import Run
 from lmtrain.training.state import TrainState
@@ -48,7 +48,7 @@ def prompts_of(run: Run) -> list[SamplePrompt]:
 def _of_rows(run: Run) -> list[SamplePrompt]:
     """The first validation rows up to their first answer, of those that leave room for it."""
     task, chosen = run.config.task, list[SamplePrompt]()
-    context = min(run.config.data.seq_len, run.model.max_len - num_virtual_tokens(run.initial.member_shapes.params))
+    context = min(run.config.data.seq_len, room(run.model, run.initial.member_shapes.params))
     for row in run.corpus.rows['validation'][:TRIED]:
         dialogue = run.task.dialogue(row, tuple(task.text), task.label, run.template)
         if dialogue.messages and not dialogue.trained:

@@ -108,7 +108,7 @@ def _decoded(arguments: Any) -> Any:
 
 
 def has_json_arguments(value: Any) -> bool:
-    """Whether tool calls in a value of a row have JSON texts as `arguments`, which once were encoded twice."""
+    """Whether tool calls in a value of a row have JSON texts as `arguments`, which templates once read as text."""
     if isinstance(value, list):
         return any(map(has_json_arguments, value))
     if not isinstance(value, Mapping):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lmtrain.data.chat.traced import CONTENT, TEMPLATE, Traced, origin_of, traced
+from lmtrain.data.chat.traced import CONTENT, TEMPLATE, JsonText, Traced, origin_of, traced
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
 
@@ -158,6 +158,8 @@ def _lost_token(text: str, contents: Any, tokenizer: Tokenizer) -> str | None:
 
 def _texts(value: Any):
     """The texts and keys in a JSON value."""
+    if isinstance(value, JsonText):
+        yield str(value)
     if isinstance(value, Mapping):
         yield from value.keys()
         yield from _texts(list(value.values()))
