@@ -79,7 +79,7 @@ def arms() -> ml_collections.ConfigDict:
     """The arms, of which `only` selects some. The grids lie around each method's usual rate."""
     as_text = {'task.name': 'chat'}
     sampled: dict[str, Any] = {'task.name': 'policy', 'reward.verifier': 'exact', 'data.batch_size': 32}
-    sampled |= {'policy.prompts': 8, 'policy.samples': 8, 'policy.max_tokens': 16}
+    sampled |= {'policy.prompts': 8, 'policy.samples': 8}  # of at most the tokens of the longest class
     sampled |= {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 8),)}
     prompts = {
         'zero_shot': prompt(shots=0, scores=SCORES[:3], description='no demonstration'),

@@ -194,7 +194,7 @@ def targets() -> str:
 def answer() -> str:
     """The answer table of the default comparison at its largest size, what it measured, and what is undecided."""
     from lmtrain.compare import report  # late: only README.md shows it
-    from lmtrain.compare.pages import recommendation
+    from lmtrain.compare.pages import recommendation, values
 
     results = load('prompt_or_train')
     if results is None:
@@ -204,9 +204,9 @@ def answer() -> str:
     task, seeds = results['task'], max(entry['seeds'] for entry in results['summary'])
     about = (
         f'\n\nBold: the recommended arm. {task["rows"]["test"]} test rows, {seeds} seeds; chance is '
-        f'{task["chance"]:.1%} and the most frequent class {task["majority"]:.1%}. The whole command took {whole} on '
-        f'{results["provenance"]["machine"]["cores"]} CPU cores.'
-    ).replace('%', ' %')
+        f'{values.percent(task["chance"])} and the most frequent class {values.percent(task["majority"])}. The whole '
+        f'command took {whole} on {results["provenance"]["machine"]["cores"]} CPU cores.'
+    )
     choice = recommendation.recommend(results).choice
     others = ', '.join(f'`{arm}`' for arm in choice.undecided)
     lead = (

@@ -117,8 +117,11 @@ def outcome(folder: pathlib.Path, whole: dict | None = None) -> dict:
 def compared(folder: pathlib.Path, whole: dict) -> dict:
     """{'equal_results', 'equal_report', 'trials'} of the comparison in folder/run, which has ended."""
     own = outcome(folder, whole)
-    equal = {f'equal_{name}': own[key] == whole[key] for name, key in (('results', 'results'), ('report', 'page'))}
-    return equal | {'trials': len(own['results']['trials'])}
+    return {
+        'equal_results': own['results'] == whole['results'],
+        'equal_report': own['page'] == whole['page'],
+        'trials': len(own['results']['trials']),
+    }
 
 
 def killed(folder: pathlib.Path, settings: dict, whole: dict, name: str, delay: float) -> dict:
@@ -128,6 +131,8 @@ def killed(folder: pathlib.Path, settings: dict, whole: dict, name: str, delay: 
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     code = process.wait(LIMIT)
+    if code not in (0, -signal.SIGKILL):
+        raise SystemExit((folder / 'run.txt').read_text(encoding='utf-8'))
     first, done = begun(folder), finished(folder)
     resumed = start(folder, settings).wait(LIMIT)
     last, ended = begun(folder), finished(folder)

@@ -134,8 +134,8 @@ FAULTS = {
         ('seconds of one device', '+ devices * now', '+ now'),
         (
             'tokens are those of the next step',
-            'cost |= self.parts.spent(self.step, ',
-            'cost |= self.parts.spent(self.step + 1, ',
+            'self.clock.elapsed} | self.parts.spent(self.step, ',
+            'self.clock.elapsed} | self.parts.spent(self.step + 1, ',
         ),
         (
             'the learning rate is one step late',
@@ -1705,8 +1705,8 @@ FAULTS = {
         ('a branch does not see its trunk', '(key_B1S == 0) | (key_B1S == query_BT1)', 'key_B1S == query_BT1'),
         (
             'the window of a branch counts the tokens of a row',
-            'own._replace(window=0))\n        visible_BTS &= _in_tree(mask, start, stop, first, last)',
-            'own)\n        visible_BTS &= _in_tree(mask._replace(window=0), start, stop, first, last)',
+            'visible_BTS &= _in_tree(mask, start, stop, first, last)',
+            'visible_BTS &= _in_tree(mask._replace(window=0), start, stop, first, last)',
         ),
         (
             'scores in the dtype of the operands',

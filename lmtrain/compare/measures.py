@@ -98,7 +98,11 @@ def query_of_prompt(
     beginning, row, demonstration, choices = parts(tokenizer, rows, pool[:SAMPLED], form)
     room = max(loaded.model.max_len - beginning - row - max(choices), 0.0)
     shots = len(pool) if form.shots < 0 else form.shots
-    demonstrations = min(shots * demonstration, room) if prompt_tokens is None else prompt_tokens - beginning - row
+    if prompt_tokens is None:
+        demonstrations = min(shots * demonstration, room)
+    else:
+        row = min(row, prompt_tokens - beginning)  # a prompt that is too long is cut
+        demonstrations = prompt_tokens - beginning - row
     embedded = _mean_tokens(tokenizer, [row.fields['prompt'] for row in rows]) if form.select == 'nearest' else 0.0
     is_shared, alone = form.select in SHARED, 'contrast' in scores and form.shots != 0
     again = len(CONTENT_FREE) if 'content_free' in scores and not is_shared else 0

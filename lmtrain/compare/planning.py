@@ -59,7 +59,9 @@ def _trained(comparison: Comparison, trial: Trial) -> Plan:
     run = build(*resolve(config, base=comparison.base if same else None))
     memory, available = run.memory['total'], run.device_memory
     if not available:
-        memory += SAVED_COPIES * (run.memory['gradients'] + run.memory['moments'])  # the state has no gradients
+        memory += SAVED_COPIES * (
+            run.memory['gradients'] + run.memory['moments']
+        )  # of the size of the saved trainable leaves
         available = preflight.host_memory() // jax.local_device_count()
     sequential = not trial.arm.settings['vectorised'] or MEMORY_SHARE * available < memory
     if sequential:

@@ -183,12 +183,12 @@ def _search(comparison: Comparison, trial: Trial) -> tuple[dict[str, Any], list[
         }
         for each in result.candidates
     ]
-    spent = [scored_once(comparison, trial, each) for each in tried]
-    return best, tried, ledger.together(*spent)
+    spent = ledger.together(*[scored_once(comparison, trial, each) for each in tried])
+    return best, tried, spent._replace(tokens=result.computed_tokens)
 
 
-def scored_once(comparison: Comparison, trial: Trial, candidate: Mapping[str, Any]) -> ledger.Spent:
+def scored_once(comparison: Comparison, trial: Trial, candidate: dict[str, Any]) -> ledger.Spent:
     """What it costs to score the selection rows with one prompt: {'instruction', 'shots', 'select', 'places'}."""
     model = comparison.model
-    query = measures.query_of_prompt(comparison, model, *prompt(comparison, trial, dict(candidate)), ['sum'])
+    query = measures.query_of_prompt(comparison, model, *prompt(comparison, trial, candidate), ['sum'])
     return ledger.scoring(model.model, model.params, query, len(comparison.task.selection))

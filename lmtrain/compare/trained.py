@@ -70,7 +70,7 @@ def _name_rows(own, comparison: Comparison, trial: Trial) -> None:
     own.data.validation = own.data.test = 0.0
     task = TASKS[own.task.name]
     if task.on_policy:
-        own.policy.max_tokens = own.objective.max_tokens = _longest_answer(comparison)  # no reference is left
+        own.policy.max_tokens = own.objective.max_tokens = _longest_answer(comparison)  # the copy has no references
         own.data.seq_len = _rounded(max(lengths(comparison, PROMPT)) + own.policy.max_tokens)
     elif task.reads_rows:
         texts = PAIR if task.scores_segments else ANSWER if task.predicts_tokens else HEAD
@@ -166,7 +166,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
 
 
 def _of_diverged(cost: Mapping[str, Any]) -> ledger.Spent:
-    """What a rate took until it diverged; the pass of a cached reference model is part of the cost of another rate."""
+    """What a rate cost until it diverged, without the pass of a cached reference model, which `_sum` counts once."""
     flops = cost['executed_flops'] - cost.get('reference_flops', 0.0)
     return ledger.Spent(flops + cost.get('evaluation_flops', 0.0), cost['tokens'], cost['device_seconds'])
 

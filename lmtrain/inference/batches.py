@@ -129,8 +129,8 @@ def pack(
 ) -> list[tuple[list[list[int]], tuple[int, int, int]]]:
     """[(the prompts of each row of a batch, its shape (B, T, M): rows, tokens and predicted tokens of a row)].
 
-    Short prompts share rows of `ROW` tokens, by best fit; a longer one has a row of its own. On a coarse grid all share
-    rows of the length of the longest.
+    Short prompts share rows of `ROW` tokens, by best fit; a longer one has a row of its own, on a coarse grid one of
+    the length of the longest, which it may share.
 
     Args:
       sizes: of each prompt (tokens of its text and its continuations, predicted tokens).
@@ -143,11 +143,11 @@ def pack(
     """
     lengths, predicted = np.array(sizes, np.int64).reshape(-1, 2).T
     widths = np.array([rounded(length, grid.least.text) for length in lengths.tolist()])
-    if not alone and grid.coarse:
-        widths[:] = max(ROW, widths.max())
-    elif not alone:
+    if not alone:
         short = lengths <= ROW
-        widths[short] = rounded(min(ROW, int(lengths[short].sum())), grid.least.text)
+        widths[short] = ROW if grid.coarse else rounded(min(ROW, int(lengths[short].sum())), grid.least.text)
+        if grid.coarse:
+            widths[~short] = widths.max()
     batches = []
     for T in np.unique(widths).tolist():
         members = np.flatnonzero(widths == T)
@@ -157,9 +157,9 @@ def pack(
         M = rounded(max(int(predicted[each].sum()) for each in rows), grid.least.predicted)
         first, most = 0, grid.most_rows(T, M)
         while left := len(rows) - first:
-            B = most if grid.coarse else min(rounded(left), most)
+            B = grid.rows(min(left, most), T, M)
             if not grid.coarse and (B - left) * T > BATCH_COST:  # empty rows, which cost more than a second batch
-                B = B * 3 // 4 if B & (B - 1) == 0 else B * 2 // 3  # the next smaller of `rounded`
+                B = max(count for count in range(1, left + 1) if rounded(count) == count)
             batches.append(([each.tolist() for each in rows[first : first + B]], (B, T, M)))
             first += min(B, left)
     return batches

@@ -83,7 +83,9 @@ def stream(
 
     def batches():
         for first in range(0, len(prompts), size):
-            batch, before = _rows(whole, slice(first, first + size)), np.zeros(size, np.int32)
+            part, before = slice(first, first + size), np.zeros(size, np.int32)
+            own = whole.settings._replace(tag=whole.settings.tag[part], limit=whole.settings.limit[part])
+            batch = whole._replace(tokens=whole.tokens[part], lengths=whole.lengths[part], settings=own)
             for state in states(model, params, batch, every, weights):
                 state = jax.device_get(state)
                 for row in np.flatnonzero(state.num_tokens > before):
@@ -142,12 +144,6 @@ def lengths(model: Transformer, params: Params, longest: int, max_tokens: int) -
     """(T, to which prompts of at most `longest` tokens are padded; M, room for generated tokens)."""
     context = room(model, params)
     return bucket(longest, SHORTEST, context), bucket(max_tokens, SHORTEST, context)
-
-
-def _rows(batch: PromptBatch, part: slice) -> PromptBatch:
-    """The rows of some prompts with one text each."""
-    settings = batch.settings._replace(tag=batch.settings.tag[part], limit=batch.settings.limit[part])
-    return batch._replace(tokens=batch.tokens[part], lengths=batch.lengths[part], settings=settings)
 
 
 def states(

@@ -27,7 +27,8 @@ class AttentionMask(NamedTuple):
       prefix: P, number of keys that precede index 0 and belong to no segment. Every document sees them as if they were
         before its first token: all of them without a window, else prefix key p is at the distance P + position - p,
         the same as transformers' cache of past keys.
-      positions: int32 [B, T], of the queries in their documents; used only with a window and `prefix` or `branches`.
+      positions: int32 [B, T], of the queries in their documents; used with a window, and `prefix`, `branches` or
+        texts before the rows.
       branches: int32 [B, T], or None. The tokens of a segment are then a tree: a trunk, 0, and branches 1, 2, ... that
         each continue it. A query sees keys of the trunk and of its own branch, and a window counts positions. T == S.
     """
@@ -292,10 +293,9 @@ def block_mask(mask: AttentionMask, start: int, stop: int, first: int, last: int
     columns = {name: getattr(mask, name) for name in ranges}
     own = mask._replace(**{name: x_BT[:, slice(*ranges[name])] for name, x_BT in columns.items() if x_BT is not None})
     query_index = jnp.arange(start, stop)[None] if mask.query_index is None else mask.query_index
-    if mask.branches is None:
-        visible_BTS = visible(query_index, jnp.arange(first, last)[None], own)
-    else:
-        visible_BTS = visible(query_index, jnp.arange(first, last)[None], own._replace(window=0))
+    is_tree = mask.branches is not None
+    visible_BTS = visible(query_index, jnp.arange(first, last)[None], own._replace(window=0) if is_tree else own)
+    if is_tree:  # its window counts positions, not indices
         visible_BTS &= _in_tree(mask, start, stop, first, last)
     return with_prefix(visible_BTS, own) if mask.prefix and visible_BTS is not None else visible_BTS
 

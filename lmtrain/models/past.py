@@ -6,7 +6,7 @@ that share a text are rows of one product (Hydragen, arXiv 2402.05099). Texts ca
 
     past 0, shared         past 1, of each row      tokens of the batch
     [1, S0]                [B, S1]                  [B, T]
-    demonstrations    │    question            │    choices, packed, each a segment of its own
+    demonstrations    │    question            │    texts, packed, each a segment of its own
 
 In decoding every row has one token, and the keys of the tokens before it that follow the pasts are in the cache of its
 layer, which `append` fills (`attend_token`).

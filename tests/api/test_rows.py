@@ -147,7 +147,7 @@ def test_values_of_numpy_and_pandas_are_read(loaded):
 
 @pytest.mark.parametrize('row', [3, None, ['text', 'a']])
 def test_other_rows_are_refused(loaded, row):
-    with pytest.raises(InputError, match='row 1 is .*: a row is a dict'):
+    with pytest.raises(InputError, match='row 1 is .*: rows are dicts'):
         with_head(loaded, 'classify', 2, labels=('x', 'y')).predict([{'text': 'a'}, row])
 
 

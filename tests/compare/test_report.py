@@ -228,7 +228,7 @@ def test_terminal_summary_fits_80_columns(comparison):
     results['arms']['head']['learning_rates'] = [1e-3, 1e-2]  # all trials choose one of its ends
     text = report.terminal_summary(results)
     assert max(map(len, text.splitlines())) <= 80
-    assert '* head: in 1 of 3 trials the chosen learning rate is the highest of the grid\n' in text
+    assert '* head: the chosen learning rate is an end of the grid, the highest (0.01) in 1\n' in text
     assert text.startswith('Use ') and '\nfull ' in text and '\nan-arm-with-a-name-th...  ' in text
 
 

@@ -78,7 +78,7 @@ def test_a_small_model_has_few_shapes():
     (count, padding), (packed_count, packed_padding) = shapes(Grid(512, 32))
     (few, more), (packed_few, packed_more) = shapes(Grid(512, 32, coarse=True))
     assert count > 30 and few <= 6 and packed_few <= 6 < packed_count
-    assert padding < 1.25 and more < 1.5 and packed_padding < 1.35 and packed_more < 1.5
+    assert padding < 1.25 and more < 1.5 and packed_padding < 1.35 and packed_more < 1.6
 
 
 def parameters(count):

@@ -32,10 +32,13 @@ def sensitivity(results: Results) -> list:
 
 def _covered(results: Results) -> str:
     """What the intervals of `statistics.spread` cover here: prompts of all seeds are one sample, rows are fixed."""
-    rows = terminal.counted(own, 'selection row') if (own := values.selection_rows(results)) else 'selection rows'
-    text = f'Intervals cover the choice of the prompts alone, on these {rows}: they do not cover other rows, and '
-    text += "prompts of several seeds count as independent. Those of the mean are by Student's t, the others by the "
-    return text + 'bootstrap over prompts.'
+    count = values.selection_rows(results)
+    rows = terminal.counted(count, 'selection row') if count else 'selection rows'
+    return (
+        f'Intervals cover the choice of the prompts alone, on these {rows}: they do not cover other rows, and prompts '
+        "of several seeds count as independent. Those of the mean are by Student's t, the others by the bootstrap over "
+        'prompts.'
+    )
 
 
 def _spreads(results: Results, spreads: Mapping[str, Mapping[str, Any]]) -> Table:

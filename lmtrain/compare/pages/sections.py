@@ -151,7 +151,7 @@ def _left_out(results: Results) -> list[str]:
     if counts := [f'{arm} {count:,}' for arm, count in stopped.items()]:
         text = 'Time to create is a lower bound of trials that were stopped and continued'
         lines.append(f'{text}: {listed(counts)}.')
-    return [*lines, *values.grid_ends(results)]
+    return [*lines, *values.rate_notes(results)]
 
 
 def _not_measured(results: Results, arms: list[str], size: int) -> list[str]:

@@ -81,8 +81,8 @@ def trials(results: Results, arm: str, size: int) -> list[dict[str, Any]]:
     return [trial for trial in own if trial['size'] == size] or [trial for trial in own if trial['size'] == 0]
 
 
-def grid_ends(results: Results) -> list[str]:
-    """A sentence about each arm that chose an end of its grid of learning rates, at the largest size.
+def rate_notes(results: Results) -> list[str]:
+    """Sentences about each arm that chose an end of its grid, or lost a learning rate, at the largest size.
 
     A rate beyond the grid may do better: such an arm may lose for the grid alone.
     """
@@ -92,16 +92,15 @@ def grid_ends(results: Results) -> list[str]:
         own = trials(results, name, max(sizes(results), default=0))
         chosen = [(trial.get('chosen') or {}).get('learning_rate') for trial in own]
         ends = [('highest', rates[-1]), ('lowest', rates[0])] if len(rates) > 1 else []
-        counted = [(title, rate, count) for title, rate in ends if (count := chosen.count(rate))]
-        if counted:
-            (title, rate, count), *others = counted
-            text = (
-                f'in {count} of {terminal.counted(len(chosen), "trial")} the chosen learning rate is the {title} of the'
-            )
-            text += f' grid ({rate:g})' + ''.join(
-                f' and in {count} the {end} ({rate:g})' for end, rate, count in others
-            )
+        parts = [f'the {end} ({rate:g}) in {count}' for end, rate in ends if (count := chosen.count(rate))]
+        if parts:
+            total = terminal.counted(len(chosen), 'trial')
+            text = f'the chosen learning rate is an end of the grid, {" and ".join(parts)} of {total}'
             lines.append(f'{name}: {text}; a wider grid may do better.')
+        diverged = {rate for trial in own for rate in (trial.get('selection') or {}).get('diverged', ())}
+        if diverged:
+            rates = ('rate ' if len(diverged) == 1 else 'rates ') + listed([f'{rate:g}' for rate in sorted(diverged)])
+            lines.append(f'{name}: the learning {rates} diverged.')
     return lines
 
 

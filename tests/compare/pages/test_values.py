@@ -35,16 +35,21 @@ def test_arms_that_choose_an_end_of_their_grid_are_named(comparison):
             trial['chosen'] = {'learning_rate': 1e-2 if at_largest or trial['arm'] == 'prefix' else 1e-3}
     full = [trial for trial in results['trials'] if trial['arm'] == 'full' and trial['size'] == 512]
     full[0]['chosen'], full[1]['status'] = {'learning_rate': 1e-2}, 'failed'
-    assert values.grid_ends(results) == [
-        'lora: in 2 of 3 trials the chosen learning rate is the highest of the grid (0.01); '
+    assert values.rate_notes(results) == [
+        'lora: the chosen learning rate is an end of the grid, the highest (0.01) in 2 of 3 trials; '
         'a wider grid may do better.',
-        'full: in 1 of 2 trials the chosen learning rate is the highest of the grid (0.01) and in 1 the lowest '
-        '(0.001); a wider grid may do better.',
+        'full: the chosen learning rate is an end of the grid, the highest (0.01) in 1 and the lowest (0.001) in 1 of '
+        '2 trials; a wider grid may do better.',
     ]
     (block,) = sections.missing(results | {'arms': results['arms'] | {'full': {'status': 'done'}}}, 512, [])[-1:]
-    assert block.lines[-1] == values.grid_ends(results)[0]
+    assert block.lines[-1] == values.rate_notes(results)[0]
+    for trial in results['trials']:
+        trial['selection'] |= {'diverged': [0.1, 0.03]} if (trial['arm'], trial['size']) == ('head', 512) else {}
     results['arms'] = {'head': results['arms']['head']}
-    assert values.grid_ends(results) == [] == values.grid_ends({})
+    assert values.rate_notes(results) == ['head: the learning rates 0.03 and 0.1 diverged.']
+    results['arms']['head'] = {'learning_rates': [1e-2]}
+    results['trials'] = [trial for trial in results['trials'] if trial['size'] < 512]
+    assert values.rate_notes(results) == [] == values.rate_notes({})
 
 
 def test_creation_is_unknown_if_a_part_of_it_is():
