@@ -28,6 +28,7 @@ class Bigram:
     causal: bool = True
     head: str = 'lm'
     max_len: int = 256
+    position_offset: int = 0
     vocab_size: int = BYTES.vocab_size
     dtype: str = 'float32'
     rope_scaling: tuple = ()

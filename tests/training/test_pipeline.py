@@ -106,7 +106,7 @@ def test_a_prompt_beyond_the_context_is_cut_at_its_beginning(monkeypatch, max_to
         pipeline.sample, 'generate', lambda model, params, ids, **_: read.append(ids) or [SimpleNamespace(ids=[])] * 2
     )
     own = SimpleNamespace(tokenizer=tokenizer, template=None, params={'layers': {}}, end_ids=[])
-    own.model = SimpleNamespace(max_len=10)
+    own.model = SimpleNamespace(max_len=10, position_offset=0)
     rows = [Row('1', {'prompt': 'abcdefghi'}), Row('2', {'prompt': 'abcdefghijkl'})]
     completions_of(own, rows, max_tokens=max_tokens)
     begin = tokenizer.begin_id
