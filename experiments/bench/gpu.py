@@ -42,7 +42,8 @@ def measure(folder: str, dry: bool, write) -> tuple[list, list, list]:
             with Worker('lmtrain', platform, f'{folder}/xla') as ours, Worker('torch', platform) as theirs:
                 workers = {'lmtrain': ours, 'torch': theirs}
                 with limited(workers, left):
-                    for more, trial in pair(workers, base | {'batch_size': size}, folder, dry):
+                    shape = base | {'batch_size': size}
+                    for more, trial in pair(workers, shape, folder, dry, control=size == sizes[0]):
                         figures += more
                         trials += trial
                         write(figures, trials, missing)
@@ -66,8 +67,12 @@ class limited:
         self.timer.cancel()
 
 
-def pair(workers: dict, shape: dict, folder: str, dry: bool):
-    """Yields (figures, trials) of one shape: of each side alone, then of both in turn."""
+def pair(workers: dict, shape: dict, folder: str, dry: bool, control: bool):
+    """Yields (figures, trials) of one shape: of each side alone, then of both in turn.
+
+    Args:
+      control: also the losses of PyTorch without torch.compile, to show how far two programs of one framework differ.
+    """
     steps, shapes = 2 if dry else STEPS, dict.fromkeys(workers, shape)
     losses, built, options = {}, {}, {'attention': 'flash', 'compiled': not dry}
     for side in workers:
@@ -100,6 +105,12 @@ def pair(workers: dict, shape: dict, folder: str, dry: bool):
     ]
     trial = {'what': 'speed', 'platform': 'gpu', 'shape': shape, 'dtype': 'bfloat16', 'options': options}
     yield figures, [trial | {'device': about['device'], 'seconds_per_token': seconds, 'ratio': ratio}]
+    if control:
+        beside(workers['torch'], built['lmtrain'], shape, folder, options | {'compiled': False})
+        eager = workers['torch'].ask('steps', count=CHECKED)['losses']
+        apart = max(abs(a - b) for a, b in zip(losses['torch'], eager, strict=True))
+        first = f'{what}: the same losses, PyTorch compiled and eager, largest difference in nats'
+        yield [row(first, f'{apart:.1e}')], [{'what': 'control', 'shape': shape, 'losses': losses | {'eager': eager}}]
 
 
 def beside(worker: Worker, ours: dict, shape: dict, folder: str, options: dict) -> dict:

@@ -13,9 +13,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 class Side:
     """What the driver asks of a worker."""
 
-    def __init__(self, threads: int):
+    def __init__(self, platform: str, threads: int):
+        self.device = {'cpu': 'cpu', 'gpu': 'cuda'}[platform]
         torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision('highest')
+        torch.set_float32_matmul_precision('highest' if platform == 'cpu' else 'high')
 
     def write(self, shape, directory, room):
         """A GPT-2 of random parameters in `directory`, for every side; `room` positions more than a row has."""
@@ -36,12 +37,13 @@ class Side:
         ).save_pretrained(directory)
         return {}
 
-    def build(self, directory, folder, optimizer, rank, alpha):
+    def build(self, directory, folder, optimizer, rank, alpha, dtype='float32'):
         """The model of `directory` with an adapter, its optimizer, and the batches of `folder`."""
         base = GPT2LMHeadModel.from_pretrained(directory, attn_implementation='sdpa')
         targets = ['c_attn', 'c_proj', 'c_fc']
         settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, fan_in_fan_out=True)
-        self.model = get_peft_model(base, settings).train()
+        self.model = get_peft_model(base, settings).train().to(self.device)
+        self.autocast = torch.autocast(self.device, torch.bfloat16, enabled=dtype == 'bfloat16')
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -55,7 +57,8 @@ class Side:
         columns = np.load(pathlib.Path(folder) / 'batches.npz')
         targets = np.where(columns['loss_mask'] > 0, columns['targets'], -100)
         self.batches = [
-            tuple(torch.from_numpy(x.astype(np.int64)) for x in pair) for pair in zip(columns['tokens'], targets)
+            tuple(torch.from_numpy(x.astype(np.int64)).to(self.device) for x in pair)
+            for pair in zip(columns['tokens'], targets)
         ]
         learns = sum(p.numel() for p in self.parameters)
         return {'trainable': learns, 'threads': torch.get_num_threads()}
@@ -65,12 +68,18 @@ class Side:
         losses, start = [], time.perf_counter()
         for _ in range(count):
             tokens, targets = self.batches[self.done % len(self.batches)]
-            logits = self.model(input_ids=tokens, use_cache=False).logits
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            with self.autocast:
+                logits = self.model(input_ids=tokens, use_cache=False).logits
+                loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             losses.append(loss.detach())
             self.done += 1
+        if self.device == 'cuda':
+            torch.cuda.synchronize()
         return {'seconds': time.perf_counter() - start, 'losses': [float(loss) for loss in losses]}
+
+    def peak_bytes(self):
+        return torch.cuda.max_memory_allocated() if self.device == 'cuda' else None

@@ -21,6 +21,9 @@ MODULE = 'experiments.bench_decode'
 GPT2 = {'n_layer': 4, 'n_embd': 128, 'n_head': 4, 'n_positions': 512, 'vocab_size': 8192}
 WIDE = {'n_layer': 4}  # GPT-2's own width and vocabulary
 GPT2_124M = {}
+SHAPE = {'vocab_size': 50257, 'max_len': 1024, 'num_layers': 12, 'width': 768, 'mlp_dim': 3072}  # of GPT-2 124M
+SHAPE |= {'num_heads': 12, 'num_kv_heads': 12, 'head_dim': 64}
+SHAPE |= {'positions': 'learned', 'norm': 'layernorm', 'activation': 'gelu', 'qk_norm': False}
 TOY = {'n_layer': 2, 'n_embd': 32, 'n_head': 2, 'n_positions': 128, 'vocab_size': 512}
 TEXT = (
     'The history of the city begins at the river, where traders from the north met the fishermen of the coast. In the '
@@ -107,17 +110,21 @@ def text_prompts(ids: list, rows: int) -> list:
     return [ids[first : first + PROMPT] for first in range(rows)]
 
 
-def rollout_rows(worker: Worker, rows: int, samples: int, blocks: int) -> tuple[list, list]:
-    """(figures, trials) of rollouts from the live stacks, as multiples of one with a copy of the layers."""
-    trial = worker.ask('rollouts', rows=rows, samples=samples, blocks=blocks)
+def rollout_rows(worker: Worker, what: str, **case) -> tuple[list, list]:
+    """(figures, trials) of rollouts from the live stacks, as multiples of one with a copy of the layers.
+
+    Args:
+      case: the arguments of `stacks.measure`.
+    """
+    trial = worker.ask('rollouts', **case)
     seconds, temporary = trial['seconds'], trial['temporary_bytes']
     speeds = {form: trial['tokens'] / statistics.median(each) for form, each in seconds.items()}
-    sizes = {form: f'{size / 1e6:.2f} MB' for form, size in temporary.items()}
-    what, figures = f'Rollout by the quickstart model, {rows} rows', []
+    sizes = {form: f'{size / 1e6:,.2f} MB' for form, size in temporary.items()}
+    what, figures = f'{what}, {case["rows"]} rows', []
     for form in ('unrolled', 'scanned'):
         ratio = ratios(seconds[form], seconds['copy'])['median']
         figure = f'{ratio:.2f} ({speeds[form]:,.0f} against {speeds["copy"]:,.0f} tokens/s; temporaries {sizes[form]} '
-        figure += f'against {sizes["copy"]} and a copy of {trial["layer_bytes"] / 1e6:.2f} MB)'
+        figure += f'against {sizes["copy"]} and a copy of {trial["layer_bytes"] / 1e6:,.2f} MB)'
         figures.append(row(f'{what}: {form} live stacks, tokens/s over a copy of the layers', figure))
     print(json.dumps(figures, indent=1), flush=True)
     return figures, [{'what': what} | trial]
@@ -164,7 +171,9 @@ def cpu(smollm2: str, quick: bool) -> None:
                 more, tried = pair_rows(workers, what, case, blocks)
                 figures, trials = figures + more, trials + tried
         for rows, samples in ((64, 8), (1, 1)):
-            more, tried = rollout_rows(workers['lmtrain'], rows, samples, 2 * blocks)
+            case = {'rows': rows, 'samples': samples, 'blocks': 2 * blocks}
+            more, tried = rollout_rows(workers['lmtrain'], 'Rollout by the quickstart model', **case)
+            assert set(tried[0]['equal'].values()) == {1}, 'the forms draw different texts'
             figures, trials = figures + more, trials + tried
         if smollm2:
             ids = workers['lmtrain'].ask('encode', folder=smollm2, text=TEXT)['ids']
@@ -201,8 +210,24 @@ def bandwidth(device: str) -> float | None:
     return next((chip.bandwidth for name, chip in CHIPS.items() if name in device.lower()), None)
 
 
-def gpu(file: str, dry: bool, seconds: float = 170) -> None:
-    """GPT-2 124M with random weights in bfloat16 into a JSON file that grows, one row as soon as it is measured."""
+def gpu_rollouts(worker: Worker, device: str, dry: bool, ends: float):
+    """Yields (figures, trials, what was not possible) of each case, until time.monotonic() is `ends`."""
+    for dtype, rows, samples in (('bfloat16', 64, 8), ('bfloat16', 1, 1), ('float32', 64, 8)):
+        what = f'{device}, rollout by {"quickstart" if dry else "GPT-2 124M"}, {dtype}'
+        left = ends - time.monotonic()
+        if left < 40:
+            yield [], [], [f'{what}, {rows} rows: {left:.0f} s were left']
+            continue
+        settings = {'dtype': dtype} | ({} if dry else SHAPE)
+        try:
+            more, tried = rollout_rows(worker, what, rows=rows, samples=samples, blocks=5, settings=settings)
+            yield more, tried, []
+        except Died as error:
+            yield [], [], [f'{what}, {rows} rows: {error}']
+
+
+def gpu(file: str, dry: bool, seconds: float = 260) -> None:
+    """GPT-2 124M with random weights into a JSON file that grows, one row as soon as it is measured."""
     start, about = time.monotonic(), {'machine': record.machine(), 'versions': record.versions()}
     figures, trials, missing = [], [], []
 
@@ -243,5 +268,8 @@ def gpu(file: str, dry: bool, seconds: float = 170) -> None:
                 trials.append(trial)
             except Died as error:
                 missing.append(f'{what}: {error}')
+            write()
+        for more, tried, reasons in gpu_rollouts(workers['lmtrain'], built['device'], dry, start + seconds):
+            figures, trials, missing = figures + more, trials + tried, missing + reasons
             write()
     print(record.table([record.cells(each) for each in figures]))

@@ -1,8 +1,9 @@
-"""How fast are training and decoding on one GPU, beside PyTorch?
+"""How fast are training, LoRA and decoding on one GPU, compared with PyTorch?
 
     bash experiments/bench/run.sh --gpu gpu.json            # on the machine with the GPU: 3 minutes, writes one file
     python -m experiments.bench_decode --gpu decode.json    # the same for decoding
-    python -m experiments.bench_gpu COMMIT:gpu.json COMMIT:decode.json    # here: records them and renders the README
+    python -m experiments.bench_adapters --gpu lora.json    # the same for LoRA
+    python -m experiments.bench_gpu COMMIT:FILE...          # here: records them and renders the README
 
 A machine with a GPU may have neither the history of the repository nor much time, so that measuring and recording are
 separate commands. COMMIT is the one that was measured.
@@ -25,7 +26,8 @@ def main(arguments: list[str]) -> None:
         sys.exit('the files were measured with different versions: record those of one machine together')
     record.write(
         'bench_gpu',
-        command='bash experiments/bench/run.sh --gpu gpu.json; python -m experiments.bench_decode --gpu decode.json',
+        command='bash experiments/bench/run.sh --gpu FILE; python -m experiments.bench_decode --gpu FILE; '
+        'python -m experiments.bench_adapters --gpu FILE',
         figures=[row for part in parts for row in part['figures']],
         trials=[
             trial | {'commit': commit} for commit, part in zip(commits, parts, strict=True) for trial in part['trials']
