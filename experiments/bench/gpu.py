@@ -71,7 +71,7 @@ def pair(workers: dict, shape: dict, folder: str, dry: bool, control: bool):
     """Yields (figures, trials) of one shape: of each side alone, then of both in turn.
 
     Args:
-      control: also the losses of PyTorch without torch.compile, to show how far two programs of one framework differ.
+      control: also `controls`.
     """
     steps, shapes = 2 if dry else STEPS, dict.fromkeys(workers, shape)
     losses, built, options = {}, {}, {'attention': 'flash', 'compiled': not dry}
@@ -106,11 +106,28 @@ def pair(workers: dict, shape: dict, folder: str, dry: bool, control: bool):
     trial = {'what': 'speed', 'platform': 'gpu', 'shape': shape, 'dtype': 'bfloat16', 'options': options}
     yield figures, [trial | {'device': about['device'], 'seconds_per_token': seconds, 'ratio': ratio}]
     if control:
-        beside(workers['torch'], built['lmtrain'], shape, folder, options | {'compiled': False})
-        eager = workers['torch'].ask('steps', count=CHECKED)['losses']
-        apart = max(abs(a - b) for a, b in zip(losses['torch'], eager, strict=True))
-        first = f'{what}: the same losses, PyTorch compiled and eager, largest difference in nats'
-        yield [row(first, f'{apart:.1e}')], [{'what': 'control', 'shape': shape, 'losses': losses | {'eager': eager}}]
+        yield controls(workers['torch'], built['lmtrain'], what, shape, folder, losses)
+
+
+def controls(worker: Worker, ours: dict, what: str, shape: dict, folder: str, losses: dict) -> tuple[list, list]:
+    """(figures, trials): how far the losses of PyTorch differ among themselves and with a residual stream in bfloat16.
+
+    Under autocast the residual stream of PyTorch is float32; that of lmtrain has the dtype of the computation.
+    """
+    options = {'attention': 'flash', 'compiled': False}
+    for name, residual in (('eager', ''), ('eager, bfloat16 residual', 'bfloat16')):
+        beside(worker, ours, shape, folder, options | {'residual': residual})
+        losses = losses | {name: worker.ask('steps', count=CHECKED)['losses']}
+    pairs = {
+        'PyTorch compiled and eager': ('torch', 'eager'),
+        'PyTorch eager, residual stream in float32 and in bfloat16': ('eager', 'eager, bfloat16 residual'),
+        'lmtrain and PyTorch eager, both in bfloat16': ('lmtrain', 'eager, bfloat16 residual'),
+    }
+    figures = []
+    for name, pair in pairs.items():
+        apart = max(abs(a - b) for a, b in zip(*(losses[side] for side in pair), strict=True))
+        figures.append(row(f'{what}: the same, {name}', f'{apart:.1e}'))
+    return figures, [{'what': 'controls', 'shape': shape, 'losses': losses}]
 
 
 def beside(worker: Worker, ours: dict, shape: dict, folder: str, options: dict) -> dict:

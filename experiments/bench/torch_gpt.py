@@ -30,16 +30,21 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """GPT-2, no bias, no dropout, head tied: (tokens, targets) [B, T] -> mean loss; a target of -100 is left out."""
+    """GPT-2, no bias, no dropout, head tied: (tokens, targets) [B, T] -> mean loss; a target of -100 is left out.
 
-    def __init__(self, num_layers, num_heads, width, seq_len, vocab_size):
+    Under autocast the residual stream has the dtype `residual`; None is float32, that of the embeddings.
+    """
+
+    def __init__(self, num_layers, num_heads, width, seq_len, vocab_size, residual=None):
         super().__init__()
+        self.residual = residual
         self.embed, self.positions = nn.Embedding(vocab_size, width), nn.Embedding(seq_len, width)
         self.layers = nn.ModuleList(Block(width, num_heads) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(width, bias=False)
 
     def forward(self, tokens, targets):
         x = self.embed(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+        x = x if self.residual is None else x.to(self.residual)
         for layer in self.layers:
             x = layer(x)
         logits = F.linear(self.final_norm(x), self.embed.weight)
@@ -74,7 +79,7 @@ class Side:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision('highest' if platform == 'cpu' else 'high')
 
-    def build(self, shape, dtype, folder, optimizer, attention='', compiled=False):
+    def build(self, shape, dtype, folder, optimizer, attention='', compiled=False, residual=''):
         """A model of lmtrain's initial parameters, its optimizer and its batches, from `folder`."""
         if attention:
             torch.backends.cuda.enable_math_sdp(False)
@@ -83,7 +88,7 @@ class Side:
             torch.backends.cuda.enable_cudnn_sdp(attention == 'cudnn')
         folder = pathlib.Path(folder)
         sizes = {name: size for name, size in shape.items() if name != 'batch_size'}
-        model = GPT(**sizes)
+        model = GPT(**sizes, residual=getattr(torch, residual) if residual else None)
         model.load(np.load(folder / 'params.npz'))
         model.to(self.device)
         matrices = [p for p in model.parameters() if p.ndim == 2]

@@ -212,15 +212,17 @@ def bandwidth(device: str) -> float | None:
 
 def gpu_rollouts(worker: Worker, device: str, dry: bool, ends: float):
     """Yields (figures, trials, what was not possible) of each case, until time.monotonic() is `ends`."""
+    tokens = 16 if dry else 256
     for dtype, rows, samples in (('bfloat16', 64, 8), ('bfloat16', 1, 1), ('float32', 64, 8)):
-        what = f'{device}, rollout by {"quickstart" if dry else "GPT-2 124M"}, {dtype}'
+        what = f'{device}, rollout of {tokens} tokens by {"quickstart" if dry else "GPT-2 124M"}, {dtype}'
         left = ends - time.monotonic()
         if left < 40:
             yield [], [], [f'{what}, {rows} rows: {left:.0f} s were left']
             continue
-        settings = {'dtype': dtype} | ({} if dry else SHAPE)
+        case = {'rows': rows, 'samples': samples, 'blocks': 5, 'tokens': tokens}
+        case['settings'] = {'dtype': dtype} | ({} if dry else SHAPE)
         try:
-            more, tried = rollout_rows(worker, what, rows=rows, samples=samples, blocks=5, settings=settings)
+            more, tried = rollout_rows(worker, what, **case)
             yield more, tried, []
         except Died as error:
             yield [], [], [f'{what}, {rows} rows: {error}']

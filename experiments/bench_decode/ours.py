@@ -37,11 +37,11 @@ class Side:
 
         return {'ids': list(map(int, open_tokenizer(folder, mask=False).encode(text)))}
 
-    def rollouts(self, rows: int, samples: int, blocks: int, settings: dict | None = None) -> dict:
+    def rollouts(self, **case) -> dict:
         """`stacks.measure`."""
         from experiments.bench_decode import stacks
 
-        return stacks.measure(rows, samples, blocks, settings)
+        return stacks.measure(**case)
 
     def generate(self, prompts: list, max_tokens: int, times: int = 1) -> dict:
         """Greedy texts without end tokens, and the seconds of each call."""

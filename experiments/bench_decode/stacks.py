@@ -8,13 +8,14 @@ scanned   a step that scans the live stacks
 import time
 
 FORMS = ('copy', 'unrolled', 'scanned')
-PROMPT, TOKENS = 16, 32
+PROMPT = 16
 
 
-def measure(rows: int, samples: int, blocks: int, settings: dict | None = None) -> dict:
+def measure(rows: int, samples: int, blocks: int, tokens: int = 32, settings: dict | None = None) -> dict:
     """The time and the memory of the decoding of each form.
 
     Args:
+      tokens: of a text.
       settings: those that differ from the quickstart model's.
 
     Returns:
@@ -34,7 +35,7 @@ def measure(rows: int, samples: int, blocks: int, settings: dict | None = None) 
     params = jax.jit(model.init)(jax.random.key(0), {'tokens': np.zeros((1, 4), np.int32)})['params']
     prompts = np.random.default_rng(0).integers(0, model.vocab_size, (rows // samples, PROMPT)).tolist()
     settings = {'temperature': 1.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'end_ids': []}
-    settings |= {'vocab_size': model.vocab_size, 'max_tokens': TOKENS}
+    settings |= {'vocab_size': model.vocab_size, 'max_tokens': tokens}
     batch = sample.prompt_batch(model, params, prompts, settings, rows=len(prompts), samples=samples, logprob=True)
     scanned, unrolled = decode.for_decoding(model)
     state = decode.start(batch.settings, batch.room, batch.method)
@@ -46,7 +47,7 @@ def measure(rows: int, samples: int, blocks: int, settings: dict | None = None) 
         weights = decode.decoding_params(model, params, rows) if form == 'copy' else params
         before = stacked if form == 'scanned' else past
         cache = model.init_cache(rows, batch.room, layers=form != 'scanned')
-        return weights, before, cache, state, batch.settings, np.int32(TOKENS)
+        return weights, before, cache, state, batch.settings, np.int32(tokens)
 
     def compiled(form: str):
         step = scanned if form == 'scanned' else unrolled
@@ -62,7 +63,7 @@ def measure(rows: int, samples: int, blocks: int, settings: dict | None = None) 
     turns = [(form, seconds(form)) for _ in range(blocks) for form in FORMS]
     return {
         'rows': rows,
-        'tokens': rows * (TOKENS - 1),
+        'tokens': rows * (tokens - 1),
         'layer_bytes': tree.size(params['layers']),
         'parameter_bytes': tree.size(params),
         'seconds': {form: [one for name, one in turns if name == form] for form in FORMS},
