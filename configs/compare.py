@@ -23,6 +23,7 @@ def arm(
     *,
     learning_rates: tuple[float, ...],
     description: str,
+    head_factor: float = 1.0,
     shots: int = 0,
     select: str = 'random',
     scores: tuple[str, ...] = SCORES,
@@ -33,9 +34,12 @@ def arm(
     Args:
       overrides: {'section.field': value} of the recipe.
       learning_rates: the grid. The rate is chosen on the selection rows, in every trial anew.
+      head_factor: multiplies the rate of a new head, which starts from random values.
       shots, select, scores: of an arm that answers as text, see `prompt`.
       vectorised: the rates are members of one program; False trains them one after another, with less memory.
     """
+    if head_factor != 1:
+        overrides = overrides | {'optimizer.learning_rates': (('(task_head|heads)/.*', head_factor),)}
     own: dict[str, Any] = {'kind': 'train', 'description': description, 'overrides': tuple(overrides.items())}
     own |= {'learning_rates': learning_rates, 'vectorised': vectorised}
     own |= {'shots': shots, 'select': select, 'scores': scores}
@@ -76,7 +80,10 @@ def prompt(
 
 
 def arms() -> ml_collections.ConfigDict:
-    """The arms, of which `only` selects some. The grids lie around each method's usual rate."""
+    """The arms, of which `only` selects some. The grids lie around each method's usual rate on a pretrained base.
+
+    That of LoRA is ten times that of full fine-tuning.
+    """
     as_text = {'task.name': 'chat'}
     sampled: dict[str, Any] = {'task.name': 'policy', 'reward.verifier': 'exact', 'data.batch_size': 32}
     sampled |= {'policy.prompts': 8, 'policy.samples': 8}  # of at most the tokens of the longest class
@@ -111,52 +118,57 @@ def arms() -> ml_collections.ConfigDict:
     trained = {
         'head': arm(
             {'adapt.method': 'head'},
-            learning_rates=(1e-3, 3e-3, 1e-2),
+            learning_rates=(3e-3, 1e-2, 3e-2),
             description='a linear layer on the last hidden state',
         ),
         'norms': arm(
             {'adapt.method': 'norms'},
-            learning_rates=(3e-3, 1e-2, 3e-2),
+            learning_rates=(1e-3, 3e-3, 1e-2),
+            head_factor=5.0,
             description='the scales of all norms, and a head',
         ),
         'last_layer': arm(
             {'adapt.method': 'layers', 'adapt.layers.last': 1},
-            learning_rates=(3e-4, 1e-3, 3e-3),
+            learning_rates=(1e-4, 3e-4, 1e-3),
+            head_factor=20.0,
             description='the last layer, and a head',
         ),
         'lora': arm(
             {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 8),)},
-            learning_rates=(1e-3, 3e-3, 1e-2),
+            learning_rates=(3e-4, 1e-3, 3e-3),
+            head_factor=10.0,
             description='LoRA of rank 8 on all matrices, and a head',
         ),
         'prefix': arm(
             {'adapt.method': 'prefix', 'adapt.prefix.length': 8},
-            learning_rates=(1e-3, 3e-3, 1e-2),
+            learning_rates=(3e-3, 1e-2, 3e-2),
             description='8 trained keys and values in every layer, and a head',
         ),
         'soft_prompt': arm(
             {'adapt.method': 'prompt', 'adapt.prompt.length': 8},
-            learning_rates=(1e-3, 3e-3, 1e-2),
+            learning_rates=(3e-3, 1e-2, 3e-2),
             description='8 trained embeddings before each row, and a head',
         ),
         'full': arm(
             {'adapt.method': 'full'},
-            learning_rates=(3e-4, 1e-3, 3e-3),
+            learning_rates=(5e-5, 1e-4, 3e-4),
+            head_factor=50.0,
             description='all parameters, and a head',
         ),
         'scratch': arm(
             {'adapt.method': 'full', 'init.base': ''},
-            learning_rates=(3e-4, 1e-3, 3e-3),
+            learning_rates=(1e-4, 3e-4, 1e-3),
+            head_factor=10.0,
             description='the same model without pretraining',
         ),
         'lora_text': arm(
             as_text | {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 8),)},
-            learning_rates=(1e-3, 3e-3, 1e-2),
+            learning_rates=(3e-4, 1e-3, 3e-3),
             description='LoRA of rank 8; the answer is learned as text',
         ),
         'full_text': arm(
             as_text | {'adapt.method': 'full'},
-            learning_rates=(3e-4, 1e-3, 3e-3),
+            learning_rates=(5e-5, 1e-4, 3e-4),
             description='all parameters; the answer is learned as text',
         ),
         'dpo': arm(
@@ -184,7 +196,7 @@ def arms() -> ml_collections.ConfigDict:
         ),
         'continued': arm(
             {'task.name': 'text', 'adapt.method': 'full', 'data.seq_len': 64},
-            learning_rates=(1e-4, 1e-3),
+            learning_rates=(3e-5, 1e-4, 3e-4),
             shots=8,
             select='bm25',
             description="pretraining continued on the rows' texts, then 8 demonstrations by BM25",

@@ -109,31 +109,6 @@ def write(
     )
 
 
-def pretrained_arms() -> dict[str, object]:
-    """Overrides of configs/compare.py: arms with learning rates around the usual one of a pretrained model.
-
-    LoRA's is ten times that of full fine-tuning. A new head learns faster than what is pretrained, by the factor before
-    the rates.
-    """
-    lora = {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 8),)}
-    arms = {
-        'head': ({'adapt.method': 'head'}, 1.0, (3e-3, 1e-2, 3e-2)),
-        'norms': ({'adapt.method': 'norms'}, 5.0, (1e-3, 3e-3, 1e-2)),
-        'last_layer': ({'adapt.method': 'layers', 'adapt.layers.last': 1}, 20.0, (1e-4, 3e-4, 1e-3)),
-        'lora': (lora, 10.0, (3e-4, 1e-3, 3e-3)),
-        'prefix': ({'adapt.method': 'prefix', 'adapt.prefix.length': 8}, 1.0, (3e-3, 1e-2, 3e-2)),
-        'soft_prompt': ({'adapt.method': 'prompt', 'adapt.prompt.length': 8}, 1.0, (3e-3, 1e-2, 3e-2)),
-        'full': ({'adapt.method': 'full'}, 50.0, (5e-5, 1e-4, 3e-4)),
-        'scratch': ({'adapt.method': 'full', 'init.base': ''}, 10.0, (1e-4, 3e-4, 1e-3)),
-    }
-    result: dict[str, object] = {}
-    for name, (own, factor, rates) in arms.items():
-        overrides = own | {'optimizer.learning_rates': (('(task_head|heads)/.*', factor),)}
-        result |= {f'compare.arms.{name}.overrides': tuple(overrides.items())}
-        result |= {f'compare.arms.{name}.learning_rates': rates}
-    return result
-
-
 def page(workdir: pathlib.Path, config: Mapping[str, object]) -> str:
     """The page of a comparison, with names in place of the folders of this machine."""
     return portable((workdir / 'report.html').read_text(encoding='utf-8'), workdir, config)

@@ -35,7 +35,7 @@ TASKS = {
 
 PROMPTED = ('zero_shot', 'zero_shot_chat', 'few_shot', 'bm25', 'nearest', 'many_shot', 'search')
 TRAINED = ('last_layer', 'lora', 'prefix', 'soft_prompt', 'full')
-SHARED = comparison.pretrained_arms() | {
+SHARED = {
     'model.dtype': 'float32',  # XLA:CPU multiplies many rows faster in float32
     'model.unroll': 1,  # a quarter of the time to compile, and as fast
     'budget.steps': 100,

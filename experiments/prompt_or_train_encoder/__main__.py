@@ -24,7 +24,7 @@ TASKS = {
     },
 }
 ARMS = ('head', 'norms', 'last_layer', 'lora', 'prefix', 'soft_prompt', 'full', 'scratch', 'zero_shot')
-SHARED = comparison.pretrained_arms() | {
+SHARED = {
     'objective.pool': 'mean',
     'budget.steps': 100,
     'evaluate.every_steps': 50,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import compare, compare_base, tiny
+from configs import compare, compare_base, compare_docstrings, tiny
 from lmtrain.compare import arms, comparison, default
 from lmtrain.data import docstring_task, python_docs
 from lmtrain.errors import InputError
@@ -26,7 +26,7 @@ def corpus(monkeypatch, tmp_path):
 
     monkeypatch.setattr(python_docs, 'documents', documents)
     monkeypatch.setattr(compare_base, 'get_config', get_config)
-    config = compare.get_config()
+    config = compare_docstrings.get_config()
     config.data.cache, config.data.seq_len = str(tmp_path / 'cache'), 32
     config.compare.update({'sizes': (4,), 'selection': 10, 'only': ('zero_shot', 'head')})
     return config
@@ -57,7 +57,7 @@ def test_a_task_without_a_base_is_refused(corpus, tmp_path):
 
 
 def test_the_default_has_every_kind_of_arm_and_at_most_100_trials():
-    config = compare.get_config()
+    config = compare_docstrings.get_config()
     selected = arms.read(config.compare)
     assert [arm.name for arm in selected if not arm.uses_rows] == ['zero_shot']
     assert 1 + (len(selected) - 1) * len(config.compare.sizes) * config.compare.seeds <= 100
@@ -65,3 +65,16 @@ def test_the_default_has_every_kind_of_arm_and_at_most_100_trials():
         None, 'head', 'layers', 'lora', 'prompt', 'full'
     }  # fmt: skip
     assert {arm.settings['select'] for arm in selected if arm.kind == 'prompt'} >= {'fixed', 'bm25', 'nearest'}
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'factors'),
+    [
+        (compare, {'head': None, 'last_layer': 20.0, 'lora': 10.0, 'full': 50.0}),
+        (compare_docstrings, dict.fromkeys(['head', 'last_layer', 'lora', 'full'])),
+    ],
+)
+def test_heads_of_a_pretrained_base_learn_at_a_higher_rate(recipe, factors):
+    sections = recipe.get_config().compare.arms
+    rates = {name: dict(sections[name].overrides).get('optimizer.learning_rates') for name in factors}
+    assert rates == {name: factor and (('(task_head|heads)/.*', factor),) for name, factor in factors.items()}

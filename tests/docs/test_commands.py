@@ -85,7 +85,7 @@ def test_no_two_runs_share_a_folder(pages):
     assert len(runs) > 10
 
 
-NEEDS_A_BASE = ['classify', 'compare', 'compare_base', 'continual', 'dpo', 'grpo', 'instruct', 'ppo', 'span', 'tag']
+NEEDS_A_BASE = 'classify compare compare_base compare_docstrings continual dpo grpo instruct ppo span tag'.split()
 
 
 @pytest.mark.slow

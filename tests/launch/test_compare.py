@@ -5,6 +5,7 @@ import json
 import pytest
 
 from launch import cli, process_setup
+from lmtrain.compare import comparison
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +25,22 @@ def test_report_is_written_again(tmp_path, capsys):
 def test_report_of_a_folder_without_results(tmp_path, capsys):
     assert cli.main(['compare', '--report', '--workdir=nowhere']) == 2
     assert 'nowhere/results.json does not exist' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('flags', 'full'),
+    [
+        ([], (1e-3, 3e-3, 1e-2)),
+        (['--config.compare.seeds=1'], (1e-3, 3e-3, 1e-2)),
+        (['--config.init.base=DIR'], (5e-5, 1e-4, 3e-4)),
+        (['--config.task.train=rows.csv'], (5e-5, 1e-4, 3e-4)),
+        (['--config=configs/compare.py'], (5e-5, 1e-4, 3e-4)),
+    ],
+)
+def test_the_small_default_base_has_a_recipe_of_its_own(monkeypatch, flags, full):
+    runs = []
+    monkeypatch.setattr(comparison, 'run', lambda config, folder: runs.append((config, folder)))
+    assert cli.main(['compare', *flags]) == 0
+    [(config, folder)] = runs
+    assert config.compare.arms.full.learning_rates == full
+    assert folder.as_posix() == 'runs/compare'
