@@ -1,6 +1,6 @@
 """The default comparison: which package does a docstring belong to, on a base pretrained on the embedded corpus.
 
-Command: lmtrain compare --workdir=runs/compare
+Command: lmtrain compare --workdir=runs/compare (reads configs/compare_docstrings.py)
 Cost:    under 20 minutes on two CPU cores, with the base (configs/compare_base.py); nothing to download
 Score:   experiments/prompt_or_train: accuracy, cost and the recommended arm
 """
@@ -16,6 +16,10 @@ LEARNING_RATES = {
     'scratch': (3e-4, 1e-3, 3e-3),
     'lora_text': (1e-3, 3e-3, 1e-2),
     'full_text': (3e-4, 1e-3, 3e-3),
+    'dpo': (1e-3, 3e-3),
+    'rloo': (1e-3, 3e-3),
+    'grpo': (1e-3, 3e-3),
+    'ppo': (1e-3, 3e-3),
 }
 
 

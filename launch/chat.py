@@ -65,7 +65,8 @@ def run(values: flags.FlagValues) -> None:
         raise type(error)(text) from error
     terminal = sys.stdin.isatty()
     if not terminal and isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding='utf-8', errors='surrogateescape')  # what is not UTF-8 is refused by its line
+        # A byte order mark is no text, and a line that is not UTF-8 is refused.
+        sys.stdin.reconfigure(encoding='utf-8-sig', errors='surrogateescape')
     if terminal:
         note(f'{talk.context:,} tokens of context. /help shows the commands, Ctrl-D ends')
     converse(talk, terminal)

@@ -118,7 +118,7 @@ def overrides(values: flags.FlagValues) -> dict:
     config, changed = base.get_config(), {}
     for text in values.override:
         key, _, value = text.partition('=')
-        recipe.override(config, key, value)
+        key = recipe.override(config, key, value)
         changed[key] = dict(recipe.leaves(config))[key]
     return changed
 

@@ -63,25 +63,16 @@ def run(values: flags.FlagValues) -> None:
 
 
 def read_prompts(path: pathlib.Path) -> list:
-    """The prompts of a file, one per line; for a .jsonl, `prompt_of` each line. Blank lines are skipped.
+    """The prompts of a file, one per line; for .jsonl and .ndjson, `prompt_of` each line. Blank lines are skipped.
 
     Raises OSError, or InputError naming the line, if the file cannot be read or contains no prompt.
     """
-    try:
-        lines = path.read_bytes().decode().split('\n')
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b'\n') + 1
-        raise InputError(f'{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8') from error
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        line = line.removesuffix('\r')
-        if not line.strip():
-            continue
-        if path.suffix != '.jsonl':
-            prompts.append(line)
-            continue
-        place = f'{path}, line {number}'
-        prompts.append(prompt_of(parse_json(line, place), place))
+    from lmtrain.data.text_files import text_lines
+
+    prompts, rows = [], path.name.lower().endswith(('.jsonl', '.ndjson'))
+    for place, line in text_lines(path):
+        if line.strip():
+            prompts.append(prompt_of(parse_json(line, place), place) if rows else line)
     if not prompts:
         raise InputError(
             f'{path} contains no prompt: write one per line, or .jsonl with the field "prompt" or "messages"'

@@ -78,7 +78,7 @@ def read(values: flags.FlagValues, notes: list[str]) -> list:
     """The rows of --rows. A line of a .txt that is not blank is a row, and its field 'text' the one that is read."""
     from lmtrain.data.rows import read_rows
 
-    if not values.rows.endswith('.txt'):
+    if not values.rows.lower().endswith('.txt'):
         return read_rows(values.rows, '', notes=notes)
     values.text = values.text or ['text']
     lines = read_rows((values.rows, ''), '')

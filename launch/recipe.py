@@ -26,6 +26,7 @@ FOLDER = pathlib.Path(base.__file__).parent
 ARMS = 'compare.arms.'  # fields that a comparison may add
 # Beginnings of fields that are tuples of texts, also where they are empty; other fields hold what they hold now.
 OF_TEXTS = ('task.', 'init.', 'evaluate.', 'sample.', 'model.biased', 'log.trackers', 'compare.only')
+NAMED = ('task.text', 'task.labels', 'sample.prompts')  # fields of texts that may look like numbers
 WITH_COMMAS = ('prompts', 'templates', 'instructions')  # fields of texts that may have commas
 NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text', tuple: "a tuple, such as ('a', 'b')"}
 
@@ -158,8 +159,8 @@ def _unresolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {name: _unresolved(value) if isinstance(value, section) else value for name, value in items}
 
 
-def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
-    """Sets one field from the text of a command line.
+def override(config: ml_collections.ConfigDict, key: str, text: str) -> str:
+    """Sets one field from the text of a command line; its present name, if `key` is an earlier one.
 
     Raises InputError naming the nearest field if there is none of that name, or the field, its type and the text.
     """
@@ -187,6 +188,7 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
         value = repr(text if len(text) < 80 else f'{text[:80]}...')
         reason = f' ({error})' if isinstance(error, Unparsable) and str(error) else ''
         raise InputError(f'config.{key} must be {expected}, not {value}{reason}{_current(config, field)}') from None
+    return key
 
 
 def _current(config: ml_collections.ConfigDict, field: str) -> str:
@@ -242,18 +244,25 @@ def parse_tuple(text: str, current: tuple, key: str) -> Any:
         for kind in (int, float):
             with contextlib.suppress(ValueError):
                 return parse(text, kind)
+    bare = text and not re.match(r'[(\[{\'"]', text)
+    if bare and key in NAMED:
+        return split_texts(text, key)
     try:
         return parse(text, tuple)
     except Unparsable:
         value: Any = None
         with contextlib.suppress(SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
             value = ast.literal_eval(text)
-        bare = text and not re.match(r'[(\[{\'"]', text)
         if not bare and isinstance(value, str | int | float):
             raise Unparsable(f'a tuple of one value has a comma: ({value!r},)') from None
         of_texts = key.startswith(OF_TEXTS) or (current and all(isinstance(each, str) for each in current))
         if not bare or not of_texts or isinstance(value, int | float | complex):
             raise
+    return split_texts(text, key)
+
+
+def split_texts(text: str, key: str) -> tuple[str, ...]:
+    """The texts between commas; one text in the fields `WITH_COMMAS`."""
     return (text,) if key.rpartition('.')[2] in WITH_COMMAS else tuple(text.split(','))
 
 

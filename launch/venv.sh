@@ -64,10 +64,14 @@ has_tpu() {
   return 1
 }
 
-# Interpreter, path and devices of the virtual environment. If they change, it is created anew.
+# Path and interpreter of the virtual environment. If they change, it is created anew.
+owner() { printf '%s\n%s\n' "$root" "${PYTHON:-any python}"; }
+
+# The same and the devices. If only these change, as between the nodes of a cluster that share a folder, the machine's jax
+# is installed beside what is there: a run may be using it.
 maker() {
   local device
-  printf '%s\n%s\n' "$root" "${PYTHON:-any python}"
+  owner
   for device in /dev/nvidiactl /dev/dxg /dev/accel0 /dev/vfio/0; do
     if [[ -e $device ]]; then printf '%s\n' "$device"; fi
   done
@@ -80,6 +84,11 @@ install() {
   want=$(<"$root/setup.py") made_by=$(maker)
   [[ -x $VENV/bin/lmtrain && -f $made && -f $stamp && $(<"$made") == "$made_by" && $(<"$stamp") == "$want" ]] && return
 
+  # The lock is made before the environment, so that a folder without it is not ours to empty.
+  if [[ ! -e $VENV.lock && ! -e $made ]] && compgen -G "$VENV/*" >/dev/null; then
+    say "$VENV exists and was not made by lmtrain: remove it, or name another folder: VENV=/path/to/folder bash $0"
+    return 1
+  fi
   mkdir -p "${VENV%/*}" || return
   exec 9>"$VENV.lock"
   if type -P flock >/dev/null; then
@@ -87,7 +96,7 @@ install() {
     [[ -f $made && -f $stamp && $(<"$made") == "$made_by" && $(<"$stamp") == "$want" ]] && { exec 9>&-; return; }
   fi
 
-  if [[ ! -x $VENV/bin/python || ! -f $made || $(<"$made") != "$made_by" ]]; then
+  if [[ ! -x $VENV/bin/python || ! -f $made || $(<"$made")$'\n' != "$(owner)"$'\n'* ]]; then
     python=$(find_python) || return
     if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
       say "$python cannot make virtual environments: its venv module is missing."

@@ -39,6 +39,16 @@ def local_path(path: str | os.PathLike, field: str, root: str = '') -> Path:
     return local_path(root, 'data.root') / expanded if root else Path(expanded)
 
 
+def is_run_folder(names: Iterable[str]) -> bool:
+    """Whether a folder with files and folders of these names is that of a run, a trial or a comparison.
+
+    >>> is_run_folder(['config.json', 'lineage.jsonl']), is_run_folder(['config.json', 'model.safetensors'])
+    (True, False)
+    """
+    own = {*names}
+    return 'trial.json' in own or 'config.json' in own and bool(own & {'fingerprints.json', 'lineage.jsonl', 'trials'})
+
+
 def user_cache() -> Path | None:
     """The cache directory of the user: $XDG_CACHE_HOME, else ~/.cache; None if there is no home directory.
 

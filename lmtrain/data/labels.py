@@ -83,7 +83,7 @@ def class_names(labels: Iterable[tuple[str, Any]]) -> tuple[str, ...]:
     >>> class_names([('a.csv:2', 10), ('a.csv:3', 9.0), ('a.csv:4', '10')])
     ('9', '10')
     """
-    names = {_name(value, place) for place, value in labels}
+    names = {name_of(value, place) for place, value in labels}
     whole = {_whole(name) for name in names}
     return tuple(sorted(names)) if '' in whole else tuple(sorted(whole, key=int))
 
@@ -98,7 +98,7 @@ def class_id(value: Any, names: tuple[str, ...], place: str) -> int:
     >>> class_id('good', ('bad', 'good'), ''), class_id(1.0, ('bad', 'good'), ''), class_id('1', ('3', '1'), '')
     (1, 1, 1)
     """
-    name = _name(value, place)
+    name = name_of(value, place)
     if name in names:
         return names.index(name)
     if value_of_name := _whole(name) or _truth(name):
@@ -111,7 +111,8 @@ def class_id(value: Any, names: tuple[str, ...], place: str) -> int:
     raise InputError(f'{place}: the label {value!r} is none of the {len(names)} classes: {known}')
 
 
-def _name(value: Any, place: str) -> str:
+def name_of(value: Any, place: str) -> str:
+    """The name of a label: a text, a number as text, 'true' or 'false'. Raises InputError naming `place`."""
     if isinstance(value, decimal.Decimal):  # of a parquet file; converted here, since splits are hashes of whole rows
         value = int(value) if float(value).is_integer() else float(value)
     if isinstance(value, bool):

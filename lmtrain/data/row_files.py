@@ -14,7 +14,7 @@ ENDINGS = ('.jsonl', '.csv')
 
 def check_ending(path: str | Path) -> None:
     """Raises InputError if no format belongs to the ending of a file's name."""
-    if Path(path).suffix not in ENDINGS:
+    if Path(path).suffix.lower() not in ENDINGS:
         raise InputError(f'{path}: rows are written as {" or ".join(ENDINGS)}, which the ending of the name selects')
 
 

@@ -248,9 +248,11 @@ def _table_rows(path: Path, **dialect) -> Iterator[Row]:
         try:
             cells = next(table, None)
         except csv.Error as error:
+            way_out = 'a quoted cell ends in a quote, and a quote inside of it is written twice: "a ""b"" c"'
+            if 'new-line' in str(error):
+                way_out = "a cell with a carriage return: quote it in a .csv, or remove it: tr '\\r' ' ' < FILE > NEW"
             raise InputError(
-                f'{path}:{first_line}: invalid csv ({error}, in line {table.line_num}): a quoted cell ends in a quote, '
-                'and a quote inside of it is written twice: "a ""b"" c"'
+                f'{path}:{first_line}: invalid csv ({error}, in line {table.line_num}): {way_out}'
             ) from None
         if cells is None:
             return

@@ -1,6 +1,7 @@
 """Sources of text: files, directories, globs, TFDS datasets and the embedded corpus, one document at a time."""
 
 import collections
+import functools
 import glob
 import os
 import re
@@ -15,7 +16,7 @@ from lmtrain.data.document import Document
 from lmtrain.data.rows import Row, check_text, json_rows, jsonl_rows, missing_field, parquet_rows
 from lmtrain.data.text_files import decode, text_lines
 from lmtrain.errors import InputError
-from lmtrain.files import local_path
+from lmtrain.files import is_run_folder, local_path
 
 # Endings that are read in a directory without a file that DATA_ENDINGS names: a README beside data is not part of it.
 TEXT_ENDINGS = ('.md', '.rst', '.tex', '.html', '.py')
@@ -109,7 +110,8 @@ def _match_glob(source: str, path: Path, root: str) -> tuple[list[Path], collect
     if root:  # a folder, not a pattern
         pattern = os.path.join(glob.escape(str(local_path(root, 'data.root'))), local_path(source, 'data.source'))
     names = sorted(glob.glob(pattern, recursive=True))
-    files = [Path(name) for name in names if not os.path.isdir(name)]
+    matches = [Path(name) for name in names if not os.path.isdir(name)]
+    files, of_runs = _without_runs(matches, pattern)
     if not files:
         kind = 'no file matches this glob' if glob.has_magic(source) else 'no such file or directory'
         start = f'data.root, {root!r}' if root else 'the current directory'
@@ -117,13 +119,36 @@ def _match_glob(source: str, path: Path, root: str) -> tuple[list[Path], collect
             f'{path}: {kind} (relative paths start at {start}; '
             "data.source is 'python', 'tfds:NAME', or a file, directory or glob)"
         )
-    return files, collections.Counter(directories=0 if '**' in source else len(names) - len(files))
+    directories = 0 if '**' in source else len(names) - len(matches)
+    return files, collections.Counter({'directories': directories, 'of runs': of_runs})
+
+
+def _without_runs(files: list[Path], pattern: str) -> tuple[list[Path], int]:
+    """(the files that are in no run folder below the part of the glob without wildcards, the number of others).
+
+    Otherwise a run in the folder of its own text would train the next one on samples and logs.
+    """
+    parts = Path(pattern).parts
+    fixed = Path(*parts[: next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)])
+    is_run = functools.cache(lambda folder: is_run_folder(os.listdir(folder)))
+    own = [file for file in files if not any(is_run(each) for each in file.parents if fixed in each.parents)]
+    return own, len(files) - len(own)
 
 
 def _list_directory(path: Path) -> tuple[list[Path], collections.Counter]:
-    """The files of a directory to read, selected by their endings, and the number of others by ending."""
+    """The files of a directory to read, selected by their endings, and the number of others by ending.
+
+    Hidden files and folders are left out, as in a glob, and folders of runs (`_without_runs`).
+    """
     candidates, skipped = [], collections.Counter()
     for parent, directories, names in os.walk(path):
+        if parent != str(path) and is_run_folder((*directories, *names)):
+            skipped['of runs'] += len(names)
+            directories.clear()
+            continue
+        skipped['hidden'] += sum(name.startswith('.') for name in (*directories, *names))
+        directories[:] = [name for name in directories if not name.startswith('.')]
+        names = [name for name in names if not name.startswith('.')]
         candidates += [Path(parent) / name for name in names]
         skipped['links to directories'] += sum(os.path.islink(os.path.join(parent, name)) for name in directories)
     candidates.sort()

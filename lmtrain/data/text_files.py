@@ -115,6 +115,8 @@ def raw_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
             try:
                 line = file.readline(LINE_LIMIT + 1)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                if isinstance(error, gzip.BadGzipFile) and number == 1:
+                    raise InputError(f'{path}: it is not compressed ({error}): remove .gz from its name') from None
                 raise InputError(
                     f'{path}: truncated or damaged after {offset} bytes of text, in line {number} ({error}). '
                     'Download it again; `gzip -t` checks it'

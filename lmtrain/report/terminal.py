@@ -81,7 +81,7 @@ def style(text: str, name: str, on: bool = True) -> str:
 
 def has_colour(stream: TextIO) -> bool:
     """Whether `stream` is a terminal that shows colours (no-color.org)."""
-    return stream.isatty() and 'NO_COLOR' not in os.environ and os.environ.get('TERM') != 'dumb'
+    return stream.isatty() and not os.environ.get('NO_COLOR') and os.environ.get('TERM') != 'dumb'
 
 
 def table(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> list[str]:

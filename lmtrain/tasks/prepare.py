@@ -18,7 +18,7 @@ from lmtrain.data.chat.messages import has_json_arguments
 from lmtrain.data.chat.template import UNWRITTEN, Template
 from lmtrain.data.example_store import Examples, PackedExamples, batch_lengths, collect, load, pack_examples, save
 from lmtrain.data.examples import LengthPolicy
-from lmtrain.data.labels import Classes, class_id, count_notes, rare_notes
+from lmtrain.data.labels import Classes, class_id, count_notes, name_of, rare_notes
 from lmtrain.data.rows import Row, text_of, value_of
 from lmtrain.data.splits import SPLITS
 from lmtrain.data.token_files import Split
@@ -113,7 +113,8 @@ def prepare_task(
     Raises InputError, FileNotFoundError or ImportError naming the file and line, the field, and the way out.
     """
     files = {'train': _tuple(train), 'validation': _tuple(validation), 'test': _tuple(test)}
-    config = TaskConfig(name, files, _tuple(text), label, tuple(labels), shots, buckets, pack, too_long, group)
+    labels = tuple(name_of(value, 'config.task.labels') for value in labels)
+    config = TaskConfig(name, files, _tuple(text), label, labels, shots, buckets, pack, too_long, group)
     config = config._replace(lengths=tuple(lengths))
     config.check(data['seq_len'])
     _check_date(date)

@@ -123,7 +123,7 @@ BAD = [
     ('a.jsonl', b'{"text": true}', 'file', 'must be text, not true or false'),
     ('a.jsonl', b'{"text": "\\ud800"}', 'file', 'has half of a surrogate pair at character 0'),
     ('a.jsonl.gz', gzip.compress(rows('one'), mtime=0)[:-5], 'file', 'a.jsonl.gz: truncated or damaged after'),
-    ('a.jsonl.gz', rows('one'), 'file', 'a.jsonl.gz: truncated or damaged'),
+    ('a.jsonl.gz', rows('one'), 'file', 'a.jsonl.gz: it is not compressed .*: remove .gz'),
     ('a.jsonl.gz', gzip.compress(rows('one'), mtime=0)[:12] + b'\xff\xff\xff\xff', 'file', 'truncated or damaged'),
     ('a.json', b'{"text": "one"}', 'file', r'a\.json: expected an array of objects, .* name it \.txt$'),
     ('a.json', b'one', 'file', r'a\.json: invalid JSON.* name it \.txt$'),
@@ -231,6 +231,33 @@ def test_skipped_files_are_counted(tmp_path):
     (tmp_path / 'f.txt').write_text('f')  # data in a known format, and a README
     skipped = {'.md': 1, '.png': 2, '.py': 1, '.rst': 1, 'links to directories': 1, 'no ending': 1}
     assert opened('.') == (['f'], skipped)
+
+
+@pytest.mark.parametrize('source', ['.', '**/*.txt'])
+def test_runs_in_the_folder_of_their_text_are_not_read(source, tmp_path):
+    """Samples and logs of a run are no text of the next one; a run folder that is named is read."""
+    for folder, names in {
+        'runs/one': ['config.json', 'fingerprints.json', 'samples.txt', 'checkpoints/3/notes.txt'],
+        'runs/which': ['config.json', 'trials/lora/log.txt'],
+        'model': ['config.json', 'vocab.txt'],
+    }.items():
+        for name in names:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text(name)
+    (tmp_path / 'own.txt').write_text('own')
+    opened = open_source(source, str(tmp_path), CACHE, 'text', 'file')
+    assert [each.text for each in opened.documents()] == ['vocab.txt', 'own']
+    assert opened.skipped['of runs'] >= 2
+    assert read('runs/one/*.txt', root=str(tmp_path)) == ['samples.txt']
+
+
+def test_hidden_files_of_a_directory_are_not_read(tmp_path):
+    for name in ('.venv/lib/top_level.txt', '.notes.txt', 'a.md', 'deep/.ipynb_checkpoints/a-checkpoint.md'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    opened = open_source(str(tmp_path), '', CACHE, 'text', 'file')
+    assert [each.text for each in opened.documents()] == ['a.md']
+    assert opened.skipped == {'hidden': 3}
 
 
 def test_root_is_not_a_glob(tmp_path):

@@ -32,6 +32,9 @@ def test_limits_of_line_and_unpacked_size(tmp_path, monkeypatch):
     (tmp_path / 'bomb.jsonl.gz').write_bytes(gzip.compress(b'\n' * (8 << 20)))
     with pytest.raises(ValueError, match=r'bomb\.jsonl\.gz: unpacks to more than 200 times its size'):
         read(tmp_path / 'bomb.jsonl.gz')
+    (tmp_path / 'plain.jsonl.gz').write_bytes(b'{"text": "a"}')
+    with pytest.raises(ValueError, match=r'plain\.jsonl\.gz: it is not compressed .*: remove \.gz from its name'):
+        read(tmp_path / 'plain.jsonl.gz')
     (tmp_path / 'line.jsonl.gz').write_bytes(gzip.compress(b'x' * (16 << 20)))
     tracemalloc.start()
     with pytest.raises(ValueError, match='longer than 1 MiB'):

@@ -95,6 +95,21 @@ def test_prompts_of_a_jsonl(tmp_path):
     assert generate.read_prompts(file) == ['one\ntwo', '']
 
 
+@pytest.mark.parametrize(
+    ('name', 'content', 'prompts'),
+    [
+        ('a.txt', '\ufeffOnce\r\nAgain'.encode(), ['Once', 'Again']),
+        ('a.txt', 'Once\nAgain'.encode('utf-16'), ['Once', 'Again']),
+        ('a.jsonl', '\ufeff{"prompt": "Once"}'.encode(), ['Once']),
+        ('a.JSONL', b'{"prompt": "Once"}', ['Once']),
+        ('a.ndjson', b'{"prompt": "Once"}', ['Once']),
+    ],
+)
+def test_prompts_in_the_forms_that_other_files_have(tmp_path, name, content, prompts):
+    (tmp_path / name).write_bytes(content)
+    assert generate.read_prompts(tmp_path / name) == prompts
+
+
 def test_messages_of_a_jsonl(tmp_path):
     """Up to the answer, in either field; roles and fields that sharegpt has are read alike."""
     turns = [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'a'}]
@@ -107,11 +122,11 @@ def test_messages_of_a_jsonl(tmp_path):
     assert first.messages == second.messages == turns
     assert third.messages == [{'role': 'user', 'content': 'a'}] and third.tools == [{'name': 'f'}]
     file.write_text(json.dumps({'messages': [answer]}))
-    with pytest.raises(ValueError, match='prompts.jsonl, line 1: no message before the answer'):
+    with pytest.raises(ValueError, match='prompts.jsonl:1: no message before the answer'):
         generate.read_prompts(file)
     file.write_text(json.dumps({'messages': [{'role': 'user'}]}))
     with pytest.raises(
-        ValueError, match=r"prompts.jsonl, line 1: 'messages' \[0\]: expected an object with 'role' and 'content'"
+        ValueError, match=r"prompts.jsonl:1: 'messages' \[0\]: expected an object with 'role' and 'content'"
     ):
         generate.read_prompts(file)
 
@@ -138,9 +153,9 @@ def test_special_token_name_in_a_prompt_is_noted(lmtrain, stub):
 
 
 BAD = {
-    'a.jsonl': (b'{"prompt": "x"}\n{"prompt": ', 'line 2: invalid JSON'),
-    'b.jsonl': (b'{"text": "x"}\n', r'line 1: expected \{"prompt": "text"\} or \{"messages"'),
-    'c.txt': (b'one\ntw\xffo\n', 'line 2: not UTF-8'),
+    'a.jsonl': (b'{"prompt": "x"}\n{"prompt": ', ':2: invalid JSON'),
+    'b.jsonl': (b'{"text": "x"}\n', r':1: expected \{"prompt": "text"\} or \{"messages"'),
+    'c.txt': (b'one\ntw\xffo\n', ':2: not UTF-8'),
     'd.txt': (b' \n\n', 'contains no prompt'),
 }
 

@@ -74,6 +74,27 @@ FORMER = {
 }
 
 
+def test_an_override_returns_the_present_name():
+    config = recipe.load('tiny').unlock()
+    assert recipe.override(config, 'data.corrupt', '0.25') == 'data.mask_rate'
+    assert recipe.override(config, 'data.mask_rate', '0.5') == 'data.mask_rate'
+
+
+@pytest.mark.parametrize(
+    ('field', 'text', 'value'),
+    [
+        ('task.labels', '0,1', ('0', '1')),
+        ('task.labels', 'True,False', ('True', 'False')),
+        ('task.labels', '(0, 1)', (0, 1)),
+        ('task.text', '1,2', ('1', '2')),
+        ('sample.prompts', '1, 2', ('1, 2',)),
+        ('task.lengths', '64,128', (64, 128)),
+    ],
+)
+def test_texts_may_look_like_numbers(field, text, value):
+    assert dict(recipe.leaves(recipe.load('classify', {field: text})))[field] == value
+
+
 def test_former_names_of_fields_work_and_the_new_ones_are_named(tmp_path, capsys):
     config = recipe.load('tiny', {former: str(value) for former, (_, value) in FORMER.items()})
     notes = capsys.readouterr().err.splitlines()
@@ -147,7 +168,7 @@ def test_text_is_parsed_as_the_type_of_its_field(field, text, value):
         ('model.tied', '1'),
         ('sample.prompts', '(' * 500),
         ('sample.prompts', '("a", "b"'),
-        ('task.labels', '1.5'),
+        ('evaluate.sources', '1.5'),
         ('data.mix', '3'),
         ('data.mix', 'more.txt'),
         ('sweep.seeds', '3'),

@@ -119,6 +119,26 @@ def test_moved_folder_or_other_python_recreates_the_environment(machine):
     assert [line.split()[0] for line in machine.log()] == ['venv', 'pip'] * 3
 
 
+def test_other_devices_keep_the_environment(machine):
+    """A login node and a node with a GPU may share a folder: neither removes what the other has installed."""
+    machine('configs')
+    made = machine.home / '.venv' / '.made'
+    made.write_text(made.read_text() + '\n/dev/nvidiactl')
+    assert machine('configs').returncode == 0
+    assert [line.split()[0] for line in machine.log()] == ['venv', 'pip', 'pip']
+
+
+@pytest.mark.parametrize('name', ['.venv', 'thesis'])
+def test_a_folder_of_somebody_else_is_not_emptied(machine, name):
+    own = machine.home / name
+    (own / 'bin').mkdir(parents=True)
+    (own / 'bin' / 'python').write_text('mine')
+    refused = machine('configs', VENV=str(own))
+    assert refused.returncode == 1
+    assert f'{own} exists and was not made by lmtrain' in refused.stderr
+    assert (own / 'bin' / 'python').read_text() == 'mine'
+
+
 def test_two_concurrent_calls_install_once(machine):
     both = [machine('configs', start=subprocess.Popen, SLOW='0.5') for _ in range(2)]
     assert [process.communicate(timeout=250)[0].split('|')[1] for process in both] == ['configs', 'configs']

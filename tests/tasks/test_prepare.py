@@ -207,6 +207,7 @@ def test_batch_lengths_have_the_least_padding():
 def test_classes_are_those_of_the_training_rows_and_others_are_rejected(prepare, tmp_path):
     assert prepare().labels == ('even', 'odd')
     assert prepare(labels=('odd', 'even', 'none')).labels == ('odd', 'even', 'none')
+    assert prepare(labels=('odd', 'even', 3, True)).labels == ('odd', 'even', '3', 'true')
     (tmp_path / 'more.jsonl').write_text('{"text": "a", "label": "even"}\n{"text": "a", "label": "evn"}\n')
     with pytest.raises(ValueError, match=r"more.jsonl:2: the label 'evn' is none of the 2 classes: 'even', 'odd'"):
         prepare(validation=('more.jsonl',))
