@@ -114,7 +114,24 @@ def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str
     shares = {split: float(data[split]) for split in SPLITS[1:] if not files[split]}
     if any(shares.values()):
         _divide(rows, shares, config)
+    notes += _repeated(rows, config.text)
     return rows
+
+
+def _repeated(rows: dict[str, list[Row]], text: tuple[str, ...]) -> list[str]:
+    """A line for each split with texts that are training texts too: its score is too good.
+
+    Rows that are equal in every field are in one split; a column such as an id separates copies of a text.
+    """
+    texts = {
+        split: [json.dumps([row.fields.get(name) for name in text], default=str) for row in own]
+        for split, own in rows.items()
+    }
+    train, lines = {*texts['train']}, []
+    for split in SPLITS[1:] if text else ():
+        if count := sum(each in train for each in texts[split]):
+            lines.append(f'{split}: {count:,} of {len(texts[split]):,} texts are also training texts')
+    return lines
 
 
 def _as_read(row: Row, task: Task) -> Row:

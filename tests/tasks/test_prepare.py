@@ -245,6 +245,18 @@ def test_id_or_spelling_in_a_share_adds_no_class(prepare):
         assert task.labels == names
 
 
+def test_validation_texts_that_are_training_texts_are_counted(prepare):
+    """A column of numbers separates the copies of a text."""
+    rows = [row | {'id': copy} for row in ROWS for copy in range(2)]
+    task = prepare(rows)
+    own = {split: [row.fields['text'] for row in task.rows[split]] for split in ('train', 'validation', 'test')}
+    counts = {split: sum(text in own['train'] for text in own[split]) for split in ('validation', 'test')}
+    assert all(counts.values()) and task.notes[:2] == tuple(
+        f'{split}: {count} of {len(own[split])} texts are also training texts' for split, count in counts.items()
+    )
+    assert not [note for note in prepare().notes if 'training texts' in note]
+
+
 def test_notes_count_classes_and_skipped_lines(prepare, tmp_path):
     first = prepare(data={'validation': 0.0, 'test': 0.0})
     assert first.notes == prepare(data={'validation': 0.0, 'test': 0.0}).notes == ('classes: even 30, odd 30',)
