@@ -187,6 +187,8 @@ def model_of(config: Mapping, ignore: Sequence[str] = ()) -> Transformer:
     try:
         settings = DEFAULTS | module.settings(fields)
         settings |= hf_heads.settings(hf_heads.head_of(config, module), fields, module)
+        # False turns a decoder of transformers into a model that attends in both directions, and so does null.
+        fields.only('is_causal', *((True,) if settings['causal'] else (False, None)))
         fields.done()
         return Transformer(**settings | {'family': kind, 'unroll': settings['num_layers']})
     except (TypeError, AttributeError) as error:

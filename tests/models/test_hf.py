@@ -107,3 +107,21 @@ def test_the_default_attention_scale_is_written_as_head_dim():
     config = pretrained.config_of(model)
     assert config['query_pre_attn_scalar'] == model.head_dim == 12
     assert pretrained.model_of(config).attention_scale == pytest.approx(12**-0.5)
+
+
+@pytest.mark.parametrize('name', ['qwen2', 'llama', 'gemma3', 'gpt2'])
+def test_a_decoder_that_attends_in_both_directions_is_rejected(name):
+    config = cases.DECODERS[name]
+    assert pretrained.model_of(config | {'is_causal': True}) == pretrained.model_of(config)
+    for off in (False, None):
+        with pytest.raises(ValueError, match=f'is_causal={off} of a .* is not supported, only True'):
+            pretrained.model_of(config | {'is_causal': off})
+
+
+def test_an_encoder_may_say_that_it_is_not_causal():
+    config = {'model_type': 'bert', 'vocab_size': 32, 'hidden_size': 16, 'num_hidden_layers': 1}
+    config |= {'num_attention_heads': 2, 'intermediate_size': 16, 'max_position_embeddings': 16}
+    for off in (False, None):
+        assert pretrained.model_of(config | {'is_causal': off}) == pretrained.model_of(config)
+    with pytest.raises(ValueError, match='is_causal=True of a bert is not supported, only False and None'):
+        pretrained.model_of(config | {'is_causal': True})
