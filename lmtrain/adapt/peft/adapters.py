@@ -110,12 +110,14 @@ def save_adapter(
     kind = present[0]
     prefix = 'base_model.model.' if kind in ('LORA', 'IA3') else 'base_model.'
     heads, saved = peft_heads.write(model, params, task_type, modules_to_save, prefix)
-    fields = config.common(kind, base, task_type, saved)
+    is_bare = task_type == 'FEATURE_EXTRACTION'  # which has no head to tie
+    tying, copy = ({}, {}) if is_bare else peft_heads.tie(model, kind, saved, heads, prefix)
+    fields = config.common(kind, base, task_type, saved) | tying
     if kind in ('LORA', 'IA3'):
         about, tensors = write.write(model, params, kind, task_type)
     else:
         about, tensors = _write_prompt(model, params, kind)
-    tensors = {key: np.ascontiguousarray(x, np.float32) for key, x in sorted((tensors | heads).items())}
+    tensors = {key: np.ascontiguousarray(x, np.float32) for key, x in sorted((tensors | heads | copy).items())}
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     shapes = {key: (x.shape, x.dtype) for key, x in tensors.items()}

@@ -15,6 +15,8 @@ CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 TASK_TYPES = ('CAUSAL_LM', 'SEQ_CLS', 'TOKEN_CLS', 'QUESTION_ANS', 'FEATURE_EXTRACTION')
 # modules_to_save that PEFT adds for classification, whether the model has them or not.
 AUTOMATIC = ('classifier', 'score')
+# Modules that PEFT's ensure_weight_tying finds; it has no effect on an embedding with another name (GPT-2's wte).
+TIED = ('embed_tokens', 'lm_head')
 
 # Fields that every kind must have.
 COMMON = ('peft_type', 'base_model_name_or_path')
@@ -28,7 +30,10 @@ REQUIRED = {
 OFF = (None, False, {}, [], '', 'none')  # values that turn a feature off
 # Fields that are read, and that PEFT 0.2 (feedforward_modules: 0.3) did not have yet.
 DEFAULTS = {
-    'LORA': {'bias': 'none', 'use_rslora': False, 'use_dora': False, 'rank_pattern': {}, 'alpha_pattern': {}},
+    'LORA': {
+        **{'bias': 'none', 'use_rslora': False, 'use_dora': False, 'rank_pattern': {}, 'alpha_pattern': {}},
+        'ensure_weight_tying': False,
+    },
     'IA3': {'feedforward_modules': []},
 }
 # Fields that do not change the adapter's function: names, versions, the training, and initial values.
@@ -38,7 +43,7 @@ HARMLESS = {
     'prompt_tuning_init_state_dict_path', 'tokenizer_kwargs', 'tokenizer_name_or_path', 'encoder_hidden_size',
     'encoder_dropout', 'encoder_num_layers', 'encoder_reparameterization_type', 'prefix_projection',
     'num_attention_heads', 'num_layers', 'megatron_core', 'qalora_group_size', 'loftq_config', 'layers_pattern',
-    'layers_to_transform', 'exclude_modules', 'ensure_weight_tying', 'merge_weights',
+    'layers_to_transform', 'exclude_modules', 'merge_weights',
 }  # fmt: skip
 # Features that are not implemented: refused unless they are off.
 FOREIGN = {
@@ -91,7 +96,13 @@ def _check(path: Path, fields: Mapping[str, Any]) -> None:
         if name in fields and fields[name] not in values:
             raise InputError(f'{path}: {name}={fields[name]!r} is not implemented, only {", ".join(map(repr, values))}')
     kinds = {'r': int, 'lora_alpha': (int, float), 'rank_pattern': dict, 'alpha_pattern': dict}
-    kinds |= {'use_rslora': bool, 'use_dora': bool, 'num_virtual_tokens': int, 'token_dim': int}
+    kinds |= {
+        'use_rslora': bool,
+        'use_dora': bool,
+        'ensure_weight_tying': bool,
+        'num_virtual_tokens': int,
+        'token_dim': int,
+    }
     for name, kind in kinds.items():
         if name in fields and not isinstance(fields[name], kind):
             raise InputError(f'{path}: {name}={fields[name]!r} is of the wrong type')

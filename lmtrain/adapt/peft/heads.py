@@ -8,8 +8,8 @@ import numpy as np
 
 from lmtrain import tree
 from lmtrain.adapt.peft import config
-from lmtrain.adapt.peft.config import AUTOMATIC
-from lmtrain.adapt.peft.modules import entries, name_for
+from lmtrain.adapt.peft.config import AUTOMATIC, TIED
+from lmtrain.adapt.peft.modules import entries, name_for, tied_embedding
 from lmtrain.errors import InputError
 from lmtrain.models import hf, pretrained, safetensors
 
@@ -38,6 +38,7 @@ def read(model, params: Mapping, fields: Mapping, tensors: Mapping, prefix: str)
     saved = fields.get('modules_to_save') or []
     known = {key: entry for entry in entries(model) for key in (entry.key, *entry.also)}
     leaves, own, added, seen = tree.flatten(params), {}, {}, set()
+    tensors = _without_tied_copy(model, fields, tensors, prefix)
     for key, tensor in tensors.items():
         name = key.removeprefix(prefix)
         module, _, kind = name.rpartition('.')
@@ -69,6 +70,45 @@ def read(model, params: Mapping, fields: Mapping, tensors: Mapping, prefix: str)
                 f'{path} reads vectors of {leaf.shape[0]}, but the hidden states of the base have {model.width}'
             )
     return own, added
+
+
+def _without_tied_copy(model, fields: Mapping, tensors: Mapping, prefix: str) -> dict:
+    """The tensors without the head's copy of an embedding of modules_to_save.
+
+    Raises InputError if the head of PEFT's model is another table than the embedding, which the base ties.
+    """
+    tied, rest = tied_embedding(model), dict(tensors)
+    table = rest.get(f'{prefix}{tied}.weight') if tied else None
+    if table is None:
+        return rest
+    known = tied.rpartition('.')[2] in TIED
+    if not known or not fields.get('ensure_weight_tying'):
+        way = 'train it with ensure_weight_tying=True, or ' if known and fields['peft_type'] == 'LORA' else ''
+        raise InputError(
+            f'modules_to_save={fields["modules_to_save"]} has {tied!r}, to which the base ties its head: with '
+            f'ensure_weight_tying={fields.get("ensure_weight_tying")} PEFT trains a copy of it, and the head keeps the '
+            f'table of the base; {way}merge it in PEFT, set tie_word_embeddings to false and save the whole model'
+        )
+    head = rest.pop(f'{prefix}lm_head.weight', table)
+    if not np.array_equal(head, table):
+        raise InputError(f'{prefix}lm_head.weight is not {tied!r}, though ensure_weight_tying=True ties them')
+    return rest
+
+
+def tie(model, kind: str, saved: Sequence[str], tensors: Mapping, prefix: str) -> tuple[dict, dict]:
+    """({field: value}, {key: tensor}) with which PEFT ties a head to an embedding of modules_to_save; empty if none.
+
+    Raises InputError if PEFT cannot tie them.
+    """
+    tied = tied_embedding(model)
+    if not tied or not any(f'.{tied}.'.endswith(f'.{name}.') for name in saved):
+        return {}, {}
+    if kind != 'LORA' or tied.rpartition('.')[2] not in TIED:
+        raise InputError(
+            f'modules_to_save has {tied!r}, to which the head is tied: PEFT ties them only for LoRA and only if the '
+            f'embedding is called {TIED[0]}; save the whole model, merged, with lmtrain.models.save_pretrained'
+        )
+    return {'ensure_weight_tying': True}, {f'{prefix}lm_head.weight': tensors[f'{prefix}{tied}.weight']}
 
 
 def write(model, params: Mapping, task_type: str | None, modules: Sequence[str], prefix: str) -> tuple[dict, list[str]]:

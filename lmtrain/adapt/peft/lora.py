@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from lmtrain import tree
-from lmtrain.adapt.peft.modules import Module, known_name, layer_places, modules, name_for, stacked
+from lmtrain.adapt.peft.config import TIED
+from lmtrain.adapt.peft.modules import Module, known_name, layer_places, modules, name_for, stacked, tied_embedding
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.models.linear import column_norm
 
@@ -27,6 +28,7 @@ def read(model, params: Mapping, fields: Mapping, tensors: Mapping) -> tuple[dic
     known, rest = modules(model, params), {}
     flat = tree.flatten(params)
     by_module: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
+    _check_tied(model, fields, tensors)
     for key, tensor in tensors.items():
         if match := TENSOR.fullmatch(key):
             by_module[match[1]][match[2].removesuffix('.weight')] = tensor
@@ -129,6 +131,18 @@ def _check_targets(model, fields, named: Mapping[str, str], known: Mapping[str, 
         if is_target != (name in named):
             problem = 'there is no tensor of it' if is_target else 'the tensors have it'
             raise InputError(f'target_modules={targets} and the tensors differ in {theirs!r}: {problem}')
+
+
+def _check_tied(model, fields, tensors) -> None:
+    """Raises InputError for a LoRA of the embedding that PEFT also puts on the head, which the base ties to it."""
+    tied = tied_embedding(model)
+    if tied.rpartition('.')[2] not in TIED or not fields.get('ensure_weight_tying'):
+        return
+    if f'{PREFIX}{tied}.lora_embedding_A' in tensors:
+        raise InputError(
+            f'{tied!r} has a LoRA, and ensure_weight_tying=True puts it on the head too, which the base ties to it: '
+            'this is not implemented; merge it in PEFT, set tie_word_embeddings to false and save the whole model'
+        )
 
 
 def _check_base_layer(flat, known, key, tensor) -> None:

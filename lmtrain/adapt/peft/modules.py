@@ -49,6 +49,13 @@ def entries(model) -> list[hf.Entry]:
     return pretrained.entries_of(model)
 
 
+def tied_embedding(model) -> str:
+    """The name of the embedding's module if the head of the language model is tied to it, else ''."""
+    if not model.tied or model.head != 'lm':
+        return ''
+    return next(e.key for e in entries(model) if e.paths == ('embed/embedding',)).removesuffix('.weight')
+
+
 def known_name(model, name: str, known: Mapping) -> str | None:
     """The name in `known` of the module that another class of the family calls `name`; None if there is none."""
     prefix = pretrained.FAMILIES[model.family].PREFIX
