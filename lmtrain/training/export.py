@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from lmtrain import adapt, data, tree
+from lmtrain.adapt.leaves import kind_of
 from lmtrain.data.chat.load import with_template
 from lmtrain.data.tokenizers.to_transformers import tokenizer_files
 from lmtrain.errors import InputError
@@ -76,6 +77,7 @@ def _write(workdir, to: Path, form: str, merge: bool, step: int | str, member: i
                 f'{workdir} has no adapter, since adapt.method={opened.config.adapt.method!r} changes the model '
                 'itself: take --format=hf'
             )
+        _check_changed(opened, workdir)
         kind = task.peft_type if model.causal or not task.predicts_tokens else 'FEATURE_EXTRACTION'
         _as_class(opened.config, model, params)
         adapt.save_adapter(to, model, params, base=source, task_type=kind, labels=labels)
@@ -148,6 +150,18 @@ def _added(params: tree.Params) -> set[str]:
     """The paths of an adapter's leaves, without those of added heads."""
     _, added = adapt.split_adapter(params)
     return {path for path in tree.flatten(added) if not path.startswith('heads/')}
+
+
+def _check_changed(opened: init_from.Base, workdir) -> None:
+    """Raises InputError if the run differs from its base in leaves that a directory of PEFT would not hold."""
+    others = sorted(p for p in opened.changed if not kind_of(p) and not p.startswith('task_head/'))
+    if others:
+        count = f' and {len(others) - 1} others' if len(others) > 1 else ''
+        raise InputError(
+            f'{workdir} changed {others[0]}{count} of its base (adapt.method={opened.config.adapt.method!r}, '
+            f'init.adapter={opened.config.init.adapter!r}), which an adapter of {opened.config.init.base} does not '
+            'hold: take --format=hf --merge'
+        )
 
 
 def _without_adapter(model: Transformer, params: tree.Params, merge: bool) -> tuple[tree.Params, list[str]]:

@@ -43,6 +43,8 @@ class Base(NamedTuple):
       labels: the class names of its head for 'classify' or 'tag', in the order of their ids; () without such a head.
       reread: Transformer -> (shapes, load) of the files of a Hugging Face directory with another head; None for a run.
       base: the base that the run started from; None if there is none.
+      changed: paths of the leaves that differ from those of config.init.base: what the run trained, and the leaves of
+        init.adapter.
     """
 
     hash: str
@@ -56,6 +58,7 @@ class Base(NamedTuple):
     labels: tuple[str, ...] = ()
     reread: Callable[[Transformer], tuple[tree.Params, Callable]] | None = None
     base: 'Base | None' = None
+    changed: frozenset[str] = frozenset()
 
 
 def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> Base:
@@ -115,6 +118,7 @@ def open_members(directory: Path, step: int | str = 'last') -> list[Base]:
     step, leaves, extra = inspected
     stored = tree.unflatten(leaves)
     stored = {name: stored[name] for name in ('trainable', 'frozen') if name in stored}
+    changed = frozenset(tree.flatten(stored.get('trainable', {})))
     fingerprint = workdir.read(directory / 'fingerprints.json').get('base')
     base = _base_of_run(directory, config, fingerprint)
     inner = base and (base if base.model.head == model.head else with_head(base, model))
@@ -160,6 +164,7 @@ def open_members(directory: Path, step: int | str = 'last') -> list[Base]:
             generation=generation.read(directory) or (inner.generation if inner else {}),
             labels=tuple(config.task.labels) if TASKS[config.task.name].has_classes else (),
             base=base,
+            changed=changed | (base.changed if config.init.adapter else frozenset()),
         )
 
     return [of_member(member) for member in range(max(len(members), 1))]
@@ -296,7 +301,7 @@ def _with_adapter(base: Base, path: Path, ignore: Sequence[str]) -> Base:
         base = base._replace(tokenizer=path)
     files = sorted(file for file in path.iterdir() if file.name.startswith('adapter_'))
     both = hashlib.sha256(f'{base.hash} {_hash(files)}'.encode()).hexdigest()
-    return base._replace(hash=both, shapes=shapes, load=load, reread=None)
+    return base._replace(hash=both, shapes=shapes, load=load, reread=None, changed=frozenset(own))
 
 
 def _with_head_shapes(base: Base, labels: tuple[str, ...]) -> Base:

@@ -16,6 +16,8 @@ from lmtrain.training import build, export, init_from, load, resolve, train
 WORDS = '[PAD] [UNK] [CLS] [SEP] [MASK] good fine bad awful number one two three four'.split()
 BERT = {'model_type': 'bert', 'vocab_size': len(WORDS), 'hidden_size': 16, 'num_hidden_layers': 2}
 BERT |= {'num_attention_heads': 2, 'intermediate_size': 24, 'max_position_embeddings': 32, 'pad_token_id': 0}
+LLAMA = {'model_type': 'llama', 'vocab_size': 32, 'hidden_size': 16, 'num_hidden_layers': 1}
+LLAMA |= {'num_attention_heads': 2, 'intermediate_size': 16, 'max_position_embeddings': 16}
 SENTIMENT = ('positive', 'negative')
 TAGS = ('O', 'B-PER', 'I-PER')
 
@@ -204,6 +206,49 @@ def test_adapter_with_incomplete_head_is_named(folder, tmp_path):
     (tmp_path / 'adapter_config.json').write_text(json.dumps(about | {'modules_to_save': ['classifier']}))
     with pytest.raises(ValueError, match='lacks task_head/dense/bias of the head for its task_type, and so does its'):
         init_from.open_base(str(folder / 'masked'), str(tmp_path))
+
+
+@pytest.mark.slow
+def test_peft_holds_no_leaves_of_the_base_that_were_trained_beside_an_adapter(folder, tmp_path):
+    model, params = load_pretrained(folder / 'classes')
+    lora = adapt.lora.adapter(rank=(('.*query/kernel', 2),), alpha=(('.*', 2.0),))
+    params = adapt.extend(lora, jax.random.key(0), params)
+    first = str(tmp_path / 'first')
+    adapt.save_adapter(first, model, params, base=str(folder / 'classes'), task_type='SEQ_CLS', labels=SENTIMENT)
+    train.train(recipe(folder, 'classes', init__adapter=first, adapt__method='bitfit'), tmp_path / 'bitfit')
+    with pytest.raises(ValueError, match=r'bitfit changed embed_norm/bias and \d+ others .*: take --format=hf --merge'):
+        export.export(tmp_path / 'bitfit', tmp_path / 'peft', 'peft')
+    export.export(tmp_path / 'bitfit', tmp_path / 'hf', 'hf', merge=True)
+    was = load.load_run(tmp_path / 'bitfit')
+    np.testing.assert_allclose(outputs(*load_pretrained(tmp_path / 'hf')), outputs(was.model, was.params), atol=1e-5)
+    # The adapter and the head alone are what PEFT holds.
+    only = recipe(folder, 'classes', init__adapter=first, adapt__method='layers')
+    only.adapt.layers.trainable = '.*/lora_.*'
+    for name, config in (
+        ('layers', only),
+        ('head', recipe(folder, 'classes', init__adapter=first, adapt__method='head')),
+    ):
+        train.train(config, tmp_path / name)
+        export.export(tmp_path / name, tmp_path / f'{name}.peft', 'peft')
+        was = load.load_run(tmp_path / name)
+        again = init_from.open_base(str(folder / 'classes'), str(tmp_path / f'{name}.peft'))
+        params = again.load(lambda path, leaf: leaf)
+        np.testing.assert_allclose(outputs(again.model, params), outputs(was.model, was.params), atol=1e-5)
+
+
+def test_layers_that_an_adapter_replaces_differ_from_the_base(tmp_path):
+    model = pretrained.model_of(LLAMA)
+    leaves = tree.flatten(pretrained.shapes_of(model))
+    params = tree.unflatten({path: np.ones(leaf.shape, np.float32) for path, leaf in leaves.items()})
+    save_pretrained(tmp_path / 'base', model, params)
+    lora = adapt.lora.adapter(rank=(('.*query/kernel', 2),), alpha=(('.*', 2.0),))
+    params = adapt.extend(lora, jax.random.key(0), params)
+    saved = {'base': 'base', 'task_type': 'CAUSAL_LM', 'modules_to_save': ['lm_head']}
+    adapt.save_adapter(tmp_path / 'adapter', model, params, **saved)
+    base = init_from.open_base(str(tmp_path / 'base'), str(tmp_path / 'adapter'))
+    added = {f'layers/attention/query/lora_{name}' for name in ('a', 'b', 'scale')}
+    assert base.changed == {'head/kernel'} | added
+    assert not init_from.open_base(str(tmp_path / 'base')).changed
 
 
 @pytest.mark.slow
