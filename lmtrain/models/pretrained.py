@@ -115,7 +115,7 @@ def save_pretrained(
     Tied weights stay tied. Weights in the directory are replaced; every file is written atomically.
 
     Args:
-      dtype: of the tensors; None keeps that of each leaf.
+      dtype: of the tensors; None keeps that of each leaf, for a tensor of several the widest.
       like: config.json of the base, whose names, token ids and labels are copied.
       labels: names of the classes, in the order of their numbers; () copies those of `like` if their number matches.
 
@@ -132,17 +132,13 @@ def save_pretrained(
     for path, own in leaves.items():
         if _stacked_shape(own) != shapes[path]:
             raise InputError(f'{path} is {_stacked_shape(own)}, but {shapes[path]} by the settings of the model')
-    entries = entries_of(model)
-    bare = FAMILIES[model.family].PREFIX if model.head == 'none' else ''
-    tensors = {}  # {key: (entry, layer)}
-    for entry in entries:
-        key = entry.key.removeprefix(bare)
-        layers = range(entry.first, model.num_layers) if '{layer}' in key else [None]
-        tensors |= {key.format(layer=i): (entry, None if i is None else i - entry.first) for i in layers}
+    tensors = _layers_by_key(model)
 
     def shape_and_dtype(entry: Entry):
         shape = hf.joined_shape(entry, [_layer_shape(shapes[path], entry) for path in entry.paths])
-        return shape, np.dtype(jnp.dtype(dtype or leaves[entry.paths[0]][0][1].dtype))
+        # A frozen segment may be in bfloat16 and a trained one in float32, which must not be rounded.
+        parts = [leaf.dtype for path in entry.paths for _, leaf in leaves[path]]
+        return shape, np.dtype(jnp.dtype(dtype or functools.reduce(jnp.promote_types, parts)))
 
     @functools.lru_cache(maxsize=1)  # only the leaves of one entry are on the host at a time
     def fetch(entry: Entry):
@@ -155,10 +151,22 @@ def save_pretrained(
         return hf.join(entry, arrays).astype(shape_and_dtype(entry)[1])
 
     directory.mkdir(parents=True, exist_ok=True)
-    safetensors.write(directory, {key: shape_and_dtype(entry) for key, (entry, _) in tensors.items()}, read)
+    headers = {key: shape_and_dtype(entry) for key, (entry, _) in tensors.items()}
+    safetensors.write(directory, headers, read)
     # transformers 4 reads torch_dtype, 5 prefers dtype.
-    config['dtype'] = config['torch_dtype'] = str(jnp.dtype(dtype or params['embed']['embedding'].dtype))
+    config['dtype'] = config['torch_dtype'] = str(functools.reduce(jnp.promote_types, [x for _, x in headers.values()]))
     write_json(directory / 'config.json', config, indent=2)
+
+
+def _layers_by_key(model: Transformer) -> dict[str, tuple[Entry, int | None]]:
+    """{key of a tensor in the files: (entry, index in its stack, None outside the layers)}."""
+    bare = FAMILIES[model.family].PREFIX if model.head == 'none' else ''
+    tensors = {}
+    for entry in entries_of(model):
+        key = entry.key.removeprefix(bare)
+        layers = range(entry.first, model.num_layers) if '{layer}' in key else [None]
+        tensors |= {key.format(layer=i): (entry, None if i is None else i - entry.first) for i in layers}
+    return tensors
 
 
 def read_config(directory) -> dict:

@@ -250,6 +250,21 @@ def test_a_stack_has_the_widest_dtype_of_its_layers(tmp_path):
     np.testing.assert_array_equal(kernels[1], whole[down.replace('layers.0', 'layers.1')].T)
 
 
+def test_a_trained_segment_is_written_in_its_own_dtype(tmp_path):
+    """As in a run with init.frozen_dtype: layer 0 is frozen in bfloat16, layer 1 was trained in float32."""
+    model, params = load_pretrained(directory(tmp_path / 'in', 'llama'))
+    half = functools.partial(jax.tree.map, lambda leaf: leaf.astype(jnp.bfloat16))
+    params = {name: x if name == 'layers_1' else half(x) for name, x in tree.cut(params, (1, 1)).items()}
+    save_pretrained(tmp_path / 'out', model, params)
+    tensors = read(tmp_path / 'out')
+    assert tensors['model.embed_tokens.weight'].dtype == ml_dtypes.bfloat16
+    _, again = load_pretrained(tmp_path / 'out')
+    for path, leaf in tree.flatten(again['layers']).items():
+        for i in (0, 1):
+            np.testing.assert_array_equal(leaf[i], tree.flatten(params[f'layers_{i}'])[path][0], err_msg=path)
+    assert pretrained.read_config(tmp_path / 'out')['torch_dtype'] == 'float32'
+
+
 BUFFERS = {
     'gpt2': ['transformer.h.0.attn.bias', 'transformer.h.1.attn.masked_bias', 'h.0.attn.bias'],
     'llama': ['model.rotary_emb.inv_freq', 'model.layers.0.self_attn.rotary_emb.inv_freq'],
