@@ -61,6 +61,11 @@ def activation_name(activation: str, names: Mapping[str, str]) -> str:
     return next((theirs for theirs, ours in names.items() if ours == activation), next(iter(names)))
 
 
+def how_to_skip(name: str) -> str:
+    """How a user skips a field of config.json."""
+    return f'skip it with --config.init.ignore="(\'{name}\',)" (beside --base: --ignore={name})'
+
+
 class Fields:
     """The fields of a config.json. Every field must be read, because an unread one could change the outputs.
 
@@ -118,8 +123,7 @@ class Fields:
             if name not in HARMLESS | GENERATION | {*self.ignore} and value not in (None, False, {}, []):
                 raise InputError(
                     f'config.json: {name}={value!r} is unknown for a {self.family} and may change what the model '
-                    f'computes; if it does not, skip it with --config.init.ignore="(\'{name}\',)" (beside --base: '
-                    f'--ignore={name})'
+                    f'computes; if it does not, {how_to_skip(name)}'
                 )
 
 

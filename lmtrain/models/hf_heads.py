@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lmtrain.errors import InputError, did_you_mean
-from lmtrain.models.hf import Entry, Fields
+from lmtrain.models.hf import Entry, Fields, how_to_skip
 from lmtrain.models.settings import HEAD_KINDS
 
 
@@ -76,7 +76,21 @@ def settings(head: str, fields: Fields, module) -> dict:
         return {}
     unnamed = 2 if HEAD_KINDS[head].has_outputs else 0  # start and end of a span
     num_labels = (len(names) if names else count or 2) if HEAD_KINDS[head].classes else unnamed
+    if HEAD_KINDS[head].per_row:
+        _check_problem(fields, num_labels)
     return {'head': head, 'mlm_head': False, 'num_labels': num_labels} | module.HEADS.settings[head]
+
+
+def _check_problem(fields: Fields, num_labels: int) -> None:
+    """Raises InputError if the outputs for a row are neither exclusive classes nor one number."""
+    kind = fields.unread.get('problem_type')  # stays unread, so that init.ignore may name it
+    known = (None, 'single_label_classification', *(('regression',) if num_labels == 1 else ()))
+    if kind not in known and 'problem_type' not in fields.ignore:
+        raise InputError(
+            f'config.json: problem_type={kind!r} of a head with {num_labels} outputs is not supported, only exclusive '
+            'classes (single_label_classification) and one number (regression); to read the outputs as exclusive '
+            f'classes, or to train other classes, {how_to_skip("problem_type")}'
+        )
 
 
 def with_task_head(model, module, head: str, num_labels: int, pool: str = 'auto'):

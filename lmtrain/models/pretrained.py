@@ -216,7 +216,8 @@ def config_of(model: Transformer, like: Mapping | None = None) -> dict:
     tokens = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'))
     copied = {name: value for name, value in (like or {}).items() if name in HARMLESS and name not in config}
     if len(copied.get('id2label') or ()) != model.num_labels:  # the names of another head's labels
-        copied.pop('id2label', None), copied.pop('label2id', None)
+        for name in ('id2label', 'label2id', 'problem_type'):
+            copied.pop(name, None)
     return tokens | config | copied
 
 

@@ -73,6 +73,35 @@ def test_every_field_that_a_family_reads_has_a_case_with_another_value_than_its_
     assert {key for key in missing if key[1] not in {*ALIASES, *unread}} == set()
 
 
+@pytest.mark.parametrize(
+    ('kind', 'labels'),
+    [('multi_label_classification', 3), ('multi_label_classification', 1), ('regression', 2), ('ranking', 2)],
+)
+def test_outputs_that_are_neither_exclusive_classes_nor_one_number_are_rejected(kind, labels):
+    config = heads.CASES['bert, classify'] | {'id2label': {str(i): f'label {i}' for i in range(labels)}}
+    plain = pretrained.model_of(config)
+    with pytest.raises(ValueError, match=f"problem_type='{kind}' of a head with {labels} .*--ignore=problem_type"):
+        pretrained.model_of(config | {'problem_type': kind})
+    assert pretrained.model_of(config | {'problem_type': kind}, ignore=('problem_type',)) == plain
+
+
+def test_a_type_of_the_problem_that_has_no_effect_is_skipped():
+    config = heads.CASES['bert, classify']
+    one = {'id2label': {'0': 'score'}, 'problem_type': 'regression'}
+    assert pretrained.model_of(config | one).num_labels == 1
+    for kind in (None, 'single_label_classification'):
+        assert pretrained.model_of(config | {'problem_type': kind}) == pretrained.model_of(config)
+    for config in (cases.DECODERS['llama'], heads.CASES['bert, tag']):  # no head for a row
+        more = {'problem_type': 'multi_label_classification'}
+        assert pretrained.model_of(config | more) == pretrained.model_of(config)
+
+
+def test_the_type_of_the_problem_of_another_head_is_not_written():
+    config = heads.CASES['bert, classify'] | {'id2label': {'0': 'score'}, 'problem_type': 'regression'}
+    two = dataclasses.replace(pretrained.model_of(config), num_labels=2)
+    assert 'problem_type' not in pretrained.config_of(two, like=config)
+
+
 def test_defaults_of_sliding_windows():
     config = {name: value for name, value in fields.DECODERS['mistral fields'].items() if name != 'sliding_window'}
     assert pretrained.model_of(config).window == 4096

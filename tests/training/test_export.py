@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -100,6 +101,22 @@ def test_head_for_other_classes_is_new_and_the_header_says_so(folder):
     for path, leaf in flat(load_pretrained(folder / 'classes')[1]).items():
         assert np.array_equal(params[path], leaf) != path.startswith('task_head/out/'), path
     assert np.any(params['task_head/out/kernel'])
+
+
+def test_several_labels_for_a_row_are_refused_unless_the_field_is_ignored(folder):
+    shutil.copytree(folder / 'classes', folder / 'labels')
+    config = json.loads((folder / 'labels' / 'config.json').read_bytes())
+    config['problem_type'] = 'multi_label_classification'
+    (folder / 'labels' / 'config.json').write_text(json.dumps(config), encoding='utf-8')
+    write(folder / 'others.csv', {'good': 'good fine', 'bad': 'bad awful'})
+    with pytest.raises(ValueError, match="problem_type='multi_label_classification' of a head with 2 outputs"):
+        start(recipe(folder, 'labels', 'others.csv'))
+    run, params = start(recipe(folder, 'labels', 'others.csv', init__ignore=('problem_type',)))
+    assert run.corpus.labels == ('bad', 'good')
+    body = flat(load_pretrained(folder / 'classes')[1])
+    np.testing.assert_array_equal(params['embed/embedding'], body['embed/embedding'])
+    run, params = start(recipe(folder, 'labels', init__ignore=('problem_type',)))
+    np.testing.assert_array_equal(params['task_head/out/kernel'], body['task_head/out/kernel'])
 
 
 def test_language_model_gets_the_head_of_transformers_class(folder):
