@@ -81,6 +81,11 @@ def _write(workdir, to: Path, form: str, merge: bool, step: int | str, member: i
         kind = task.peft_type if model.causal or not task.predicts_tokens else 'FEATURE_EXTRACTION'
         _as_class(opened.config, model, params)
         adapt.save_adapter(to, model, params, base=source, task_type=kind, labels=labels)
+        if opened.on_run:
+            lines.append(
+                f'PEFT cannot open the base {source}, a run: export it with --format=hf and put that directory into '
+                'base_model_name_or_path of adapter_config.json'
+            )
     else:
         params, notes = _without_adapter(model, params, merge)
         lines += notes

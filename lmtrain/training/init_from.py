@@ -60,6 +60,11 @@ class Base(NamedTuple):
     base: 'Base | None' = None
     changed: frozenset[str] = frozenset()
 
+    @property
+    def on_run(self) -> bool:
+        """Whether the run started from another run, which only lmtrain opens."""
+        return self.base is not None and self.base.config is not None
+
 
 def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> Base:
     """The base of config.init: the last checkpoint of a run, or a Hugging Face directory. Checks all hashes of a run.

@@ -52,7 +52,7 @@ def write(
         f'A {model.family} model of {tree.count(params):,} parameters with a context of {model.max_len:,} tokens, '
         f'trained with lmtrain {lmtrain.__version__} (step {opened.step:,}).',
         '\n'.join(['| | |', '|---|---|', *(f'| {title} | {_cell(text)} |' for title, text in rows)]),
-        '## Use\n\n' + _use(name, form, pipeline, config),
+        '## Use\n\n' + _use(name, form, pipeline, opened),
         '## Command\n\n' + (f'```\n{command}\n```' if ' ' in command else 'It was trained from Python.'),
         '## Licence\n\n' + (licence or 'Unknown. Those of the base and of the data may apply.'),
     ]
@@ -105,11 +105,11 @@ def _figures(results: Mapping[str, Any], step: int) -> list[str]:
     ]
 
 
-def _use(name: str, form: str, pipeline: str, config) -> str:
+def _use(name: str, form: str, pipeline: str, opened) -> str:
     """How the directory is opened."""
     if form == 'peft':
-        base = Path(config.init.base).name
-        lines = ['import lmtrain', '', f"model = lmtrain.load('{base}', adapter='{name}')  # or PEFT's PeftModel"]
+        base, other = Path(opened.config.init.base).name, '' if opened.on_run else "  # or PEFT's PeftModel"
+        lines = ['import lmtrain', '', f"model = lmtrain.load('{base}', adapter='{name}'){other}"]
     else:
         lines = ['from transformers import pipeline', '', f"model = pipeline('{pipeline}', '{name}')"]
     return '\n'.join(['```python', *lines, '```'])

@@ -269,6 +269,21 @@ def test_layers_that_an_adapter_replaces_differ_from_the_base(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_adapter_of_a_run_says_how_peft_gets_its_base(folder, tmp_path):
+    train.train(recipe(folder, 'classes'), tmp_path / 'first')
+    train.train(recipe(folder, tmp_path / 'first', adapt__method='ia3'), tmp_path / 'run')
+    lines = export.export(tmp_path / 'run', tmp_path / 'peft', 'peft')
+    (line,) = [line for line in lines if 'PEFT cannot open the base' in line]
+    assert f'{tmp_path / "first"}, a run: export it with --format=hf' in line
+    assert 'PeftModel' not in (tmp_path / 'peft' / 'README.md').read_text(encoding='utf-8')
+    # The way out: the exported base is the one that the adapter was made on.
+    export.export(tmp_path / 'first', tmp_path / 'hf', 'hf')
+    again = init_from.open_base(str(tmp_path / 'hf'), str(tmp_path / 'peft'))
+    params, was = again.load(lambda path, leaf: leaf), load.load_run(tmp_path / 'run')
+    np.testing.assert_allclose(outputs(again.model, params), outputs(was.model, was.params), atol=1e-5)
+
+
+@pytest.mark.slow
 def test_classifier_with_another_pooling_is_not_exported_but_trains_further(folder, tmp_path):
     train.train(recipe(folder, 'masked', adapt__method='lora', objective__pool='mean'), tmp_path / 'run')
     for form in ('peft', 'hf'):

@@ -18,9 +18,9 @@ PARAMS = {'embed': {'embedding': np.zeros((3, 4))}}
 
 @pytest.fixture
 def card(tmp_path):
-    """card(task, licence, form, **results) -> the text for a run in the folder `mine`."""
+    """card(task, licence, form, on_run, **results) -> the text for a run in the folder `mine`."""
 
-    def of(task='text', licence='', form='hf', **results):
+    def of(task='text', licence='', form='hf', on_run=False, **results):
         run = tmp_path / 'mine'
         run.mkdir(exist_ok=True)
         write_json(run / 'results.json', {'cost': {'steps': 20}} | results)
@@ -31,7 +31,7 @@ def card(tmp_path):
         config.task.update(name=task, train=('/data/rows.csv',), text=('text',), label='label')
         config.init.base = '/models/small' if task == 'classify' else ''
         config.data.source = str(home / 'notes.txt')
-        opened = types.SimpleNamespace(config=config, step=10)
+        opened = types.SimpleNamespace(config=config, step=10, on_run=on_run)
         model_card.write(tmp_path, 'exported', run, opened, MODEL, PARAMS, form=form, licence=licence)
         return (tmp_path / 'README.md').read_text(encoding='utf-8')
 
@@ -63,3 +63,8 @@ def test_a_classifier_with_a_licence(card):
 def test_an_adapter(card):
     text = card('classify', form='peft')
     assert 'library_name: "peft"' in text and "lmtrain.load('small', adapter='exported')" in text
+    assert "# or PEFT's PeftModel" in text
+
+
+def test_an_adapter_of_a_run_which_peft_cannot_open(card):
+    assert 'PeftModel' not in card('classify', form='peft', on_run=True)
