@@ -180,6 +180,10 @@ def _without_adapter(model: Transformer, params: tree.Params, merge: bool) -> tu
             'them as they are with --format=peft'
         )
     folded = adapt.fold(params)
+    if left := sorted(_added(folded)):
+        raise InputError(
+            f'{left[0]} is virtual tokens or keys, which --merge cannot fold into the weights: take --format=peft'
+        )
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (4, min(64, model.max_len)), np.int32)
     change = adapt.largest_change(model, params, folded, {'tokens': tokens})
     return folded, [f'merged: {len(added)} leaves; the largest change of an output over 256 tokens is {change:.2g}']

@@ -269,6 +269,17 @@ def test_layers_that_an_adapter_replaces_differ_from_the_base(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ('method', 'leaf'), [('prompt', 'prompt/embedding'), ('prefix', 'layers/attention/prefix_key')]
+)
+def test_virtual_tokens_cannot_be_merged_and_the_message_says_so(folder, tmp_path, method, leaf):
+    train.train(recipe(folder, 'classes', adapt__method=method), tmp_path / 'run')
+    with pytest.raises(ValueError, match=f'{leaf} is virtual tokens .* --merge cannot fold .* take --format=peft'):
+        export.export(tmp_path / 'run', tmp_path / 'hf', 'hf', merge=True)
+    export.export(tmp_path / 'run', tmp_path / 'peft', 'peft')
+
+
+@pytest.mark.slow
 def test_an_adapter_of_a_run_says_how_peft_gets_its_base(folder, tmp_path):
     train.train(recipe(folder, 'classes'), tmp_path / 'first')
     train.train(recipe(folder, tmp_path / 'first', adapt__method='ia3'), tmp_path / 'run')
