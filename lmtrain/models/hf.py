@@ -1,5 +1,6 @@
 """Shared by the families: config.json read field by field, and the map between paths of leaves and keys of tensors."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -218,6 +219,12 @@ class Entry(NamedTuple):
     heads: int = 0
     also: tuple[str, ...] = ()
     first: int = 0
+
+
+def with_token_types(model, entries: Sequence[Entry]):
+    """The model with a table of two token types if its files (`entries`) must have one: zeros change nothing."""
+    has_table = any('token_types/embedding' in entry.paths for entry in entries)
+    return dataclasses.replace(model, token_types=2) if has_table and not model.token_types else model
 
 
 def size_fields(model) -> dict:

@@ -124,6 +124,9 @@ def save_pretrained(
     """
     directory = Path(directory)
     config = config_of(model, like) | hf_heads.label_fields(model, labels)
+    if (completed := hf.with_token_types(model, entries_of(model))) != model:
+        table = np.zeros((completed.token_types, model.width), params['embed']['embedding'].dtype)
+        model, params = completed, {**params, 'token_types': {'embedding': table}}
     leaves = _pieces(params)
     shapes = {path: _stacked_shape(own) for path, own in _pieces(shapes_of(model)).items()}
     for path in leaves.keys() ^ shapes.keys():
@@ -238,6 +241,8 @@ def differences(model: Transformer, other: Transformer) -> list[str]:
     def value(settings: Transformer, name: str):
         if name == 'attention_scale' and not settings.attention_scale:
             return settings.head_dim**-0.5
+        if name == 'token_types':
+            return hf.with_token_types(settings, entries_of(settings)).token_types
         return getattr(settings, name)
 
     names = [name for name in Transformer.__dataclass_fields__ if name not in (*NOT_IN_FILES, 'family')]

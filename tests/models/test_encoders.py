@@ -143,3 +143,21 @@ def test_old_names_of_norms_are_read_and_heads_of_pretraining_ignored(tmp_path):
 def test_unsupported_configs_are_named(tmp_path, name, changes, match):
     with pytest.raises(ValueError, match=match):
         load_pretrained(directory(tmp_path / 'in', name, **changes))
+
+
+@pytest.mark.parametrize('name', ['bert, lm', 'roberta, classify'])
+def test_a_bert_without_token_types_is_written_with_a_table_of_zeros(tmp_path, name):
+    """As a run from random parameters trains bert.SIZES. transformers cannot compute a table without rows."""
+    model, params = load_pretrained(directory(tmp_path / 'in', name))
+    model = dataclasses.replace(model, token_types=0, unroll=1)
+    params = {part: leaves for part, leaves in params.items() if part != 'token_types'}
+    assert not pretrained.differences(model, pretrained.round_trip(model))
+    save_pretrained(tmp_path / 'out', model, params)
+    assert pretrained.read_config(tmp_path / 'out')['type_vocab_size'] == 2
+    again, leaves = load_pretrained(tmp_path / 'out')
+    assert not np.any(leaves['token_types']['embedding'])
+    batch = {key: x for key, x in heads.batch(heads.CASES[name]).items() if key != 'token_types'}
+    expected = apply(model, params, batch)
+    np.testing.assert_array_equal(apply(dataclasses.replace(again, unroll=1), leaves, batch), expected)
+    with pytest.raises(ValueError, match='type_vocab_size=0 of a .*bert.* must be at least 1'):
+        pretrained.model_of(heads.CASES[name] | {'type_vocab_size': 0})

@@ -1,5 +1,6 @@
 """BERT (arXiv 1810.04805) and crammed BERT (arXiv 2212.14034): sizes, as updates of `model` in a config, and files."""
 
+from lmtrain.errors import InputError
 from lmtrain.models.hf import BUFFERS, UNGATED_NAMES, Entry, Fields, activation_name, size_fields
 from lmtrain.models.hf_heads import Heads
 
@@ -53,10 +54,12 @@ def settings(fields: Fields) -> dict:
     fields.only('position_embedding_type', 'absolute')
     for name in ('is_decoder', 'add_cross_attention'):
         fields.only(name, False)
+    if (token_types := fields.take('type_vocab_size', 2)) < 1:  # transformers opens such a file but cannot compute it
+        raise InputError(f'config.json: type_vocab_size={token_types} of a {fields.family} must be at least 1')
     return BERT | {
         'vocab_size': fields.take('vocab_size'),
         'max_len': fields.take('max_position_embeddings'),
-        'token_types': fields.take('type_vocab_size', 2),
+        'token_types': token_types,
         'num_layers': fields.take('num_hidden_layers'),
         'width': width,
         'num_heads': num_heads,
@@ -72,7 +75,7 @@ def settings(fields: Fields) -> dict:
 def fields(model) -> dict:
     """The fields of config.json that a model's settings decide; the inverse of `settings`."""
     return size_fields(model) | {
-        'type_vocab_size': model.token_types,
+        'type_vocab_size': model.token_types or 2,  # hf.with_token_types
         'layer_norm_eps': model.norm_eps,
         'hidden_act': activation_name(model.activation, UNGATED_NAMES),
         'tie_word_embeddings': model.tied,
