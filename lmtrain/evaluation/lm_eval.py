@@ -142,6 +142,7 @@ class LMTrain(LM):
                 end_ids=list(dict.fromkeys([self.tokenizer.end_id, *self.end_ids])),
                 vocab_size=self.tokenizer.vocab_size,
                 absent=self.tokenizer.absent,
+                batch_size=self.batch,
             )
             for number, (ids, _) in zip(numbers, generated, strict=True):
                 text = self.tokenizer.decode_bytes(ids).decode('utf-8', 'replace')

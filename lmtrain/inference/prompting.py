@@ -259,6 +259,7 @@ def _generate(model, params, tokenizer, questions, demonstrations, settings: Pro
         end_ids=list(dict.fromkeys([tokenizer.end_id, *end_ids])),
         vocab_size=tokenizer.vocab_size,
         absent=tokenizer.absent,
+        batch_size=settings.batch_size,
     )
     stop = (() if settings.chat_template else ('\n',)) if settings.stop is None else settings.stop
     return _exact_matches(questions, generated, tokenizer, stop), lost

@@ -16,7 +16,7 @@ from lmtrain.models.rotary import angles_change_after
 from lmtrain.models.virtual_tokens import num_virtual_tokens, room
 from lmtrain.tree import Params
 
-MAX_BATCH = 64  # prompts decoded together
+MAX_BATCH = 64  # prompts decoded together, unless a caller says how many
 SHORTEST = 16  # minimum padded length; longer ones are rounded up to powers of two, so that few programs are compiled
 
 
@@ -38,13 +38,26 @@ class PromptBatch(NamedTuple):
 
 
 def generate(
-    model: Transformer, params: Params, prompts: Sequence[Sequence[int]], *, max_tokens: int, **settings
+    model: Transformer,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    batch_size: int = MAX_BATCH,
+    weights: Params | None = None,
+    **settings,
 ) -> list[Generated]:
-    """The continuation of each prompt, in their order; arguments and errors are those of `stream`."""
+    """The continuation of each prompt, in their order; arguments and errors are those of `stream`.
+
+    Prompts of about the same length share a batch, so that a long one does not pad all others.
+    """
+    settings |= {'max_tokens': max_tokens}
+    check_settings(**settings)
+    check_prompts(model, prompts, settings['vocab_size'], num_virtual_tokens(params))
     texts: list[list[int]] = [[] for _ in prompts]
     reasons = [''] * len(prompts)
-    settings |= {'max_tokens': max_tokens, 'every': max_tokens}
-    for row, ids, reason in stream(model, params, prompts, **settings):
+    order = np.argsort([-len(prompt) for prompt in prompts], kind='stable').tolist()
+    for row, ids, reason in _pieces(model, params, prompts, order, settings, batch_size, max_tokens, weights):
         texts[row] += ids
         reasons[row] = reason
     return [Generated(*each) for each in zip(texts, reasons, strict=True)]
@@ -56,6 +69,7 @@ def stream(
     prompts: Sequence[Sequence[int]],
     *,
     every: int = 8,
+    batch_size: int = MAX_BATCH,
     weights: Params | None = None,
     **settings,
 ) -> Iterator[tuple[int, list[int], str]]:
@@ -67,6 +81,7 @@ def stream(
     yields. The first token of every text is yielded by itself.
 
     Args:
+      batch_size: prompts decoded together, at most; the first of them are decoded first.
       weights: `decode.decoding_params` of `params` and of the padded number of prompts, for a caller that generates
         several times; None makes them.
       settings: max_tokens, temperature, top_k, top_p, seed, end_ids and vocab_size, all required, and absent: see
@@ -78,24 +93,38 @@ def stream(
     check_prompts(model, prompts, settings['vocab_size'], num_virtual_tokens(params))
     if every < 1:
         raise InputError(f'every={every} must be at least 1')
-    size = bucket(len(prompts), 1, MAX_BATCH)
-    whole = prompt_batch(model, params, prompts, settings, rows=-(-len(prompts) // size) * size)
+    return _pieces(model, params, prompts, range(len(prompts)), settings, batch_size, every, weights)
 
-    def batches():
-        for first in range(0, len(prompts), size):
-            part, before = slice(first, first + size), np.zeros(size, np.int32)
-            own = whole.settings._replace(tag=whole.settings.tag[part], limit=whole.settings.limit[part])
-            batch = whole._replace(tokens=whole.tokens[part], lengths=whole.lengths[part], settings=own)
-            for state in states(model, params, batch, every, weights):
-                state = jax.device_get(state)
-                for row in np.flatnonzero(state.num_tokens > before):
-                    new = state.text[row, before[row] : state.num_tokens[row] - state.stopped[row]]
-                    reason = 'stop' if state.stopped[row] else 'length' if state.done[row] else ''
-                    full = reason == 'length' and state.num_tokens[row] < settings['max_tokens']
-                    yield first + int(row), new.tolist(), 'context' if full else reason
-                before = state.num_tokens
 
-    return batches()
+def _pieces(
+    model: Transformer,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    order: Sequence[int],
+    settings: Mapping[str, Any],
+    batch_size: int,
+    every: int,
+    weights: Params | None,
+) -> Iterator[tuple[int, list[int], str]]:
+    """What `stream` yields, of batches that hold the prompts in this order, each padded to its own longest prompt.
+
+    Args:
+      order: the rows of `prompts`, equal prompts among them in the order of `prompts`: a text depends on it.
+    """
+    if batch_size < 1:
+        raise InputError(f'batch_size={batch_size} must be at least 1')
+    size, seen = bucket(len(prompts), 1, batch_size), collections.Counter()
+    for first in range(0, len(prompts), size):
+        part, before = order[first : first + size], np.zeros(size, np.int32)
+        batch = prompt_batch(model, params, [prompts[row] for row in part], settings, rows=size, seen=seen)
+        for state in states(model, params, batch, every, weights):
+            state = jax.device_get(state)
+            for row in np.flatnonzero(state.num_tokens > before):
+                new = state.text[row, before[row] : state.num_tokens[row] - state.stopped[row]]
+                reason = 'stop' if state.stopped[row] else 'length' if state.done[row] else ''
+                full = reason == 'length' and state.num_tokens[row] < settings['max_tokens']
+                yield part[row], new.tolist(), 'context' if full else reason
+            before = state.num_tokens
 
 
 def prompt_batch(
@@ -107,6 +136,7 @@ def prompt_batch(
     rows: int,
     samples: int = 1,
     logprob: bool = False,
+    seen: collections.Counter | None = None,
 ) -> PromptBatch:
     """The batch of `samples` texts of each prompt, with the lengths of one of few programs.
 
@@ -114,6 +144,7 @@ def prompt_batch(
       settings: those of `check_settings`.
       rows: P, to which the prompts are padded.
       logprob: whether the log-probability of every token is computed.
+      seen: how many texts earlier batches have of each prompt, a tuple; those of this batch are added. None: none.
     """
     context = room(model, params)
     vocab_size, max_tokens = min(settings['vocab_size'], model.vocab_size), settings['max_tokens']
@@ -122,7 +153,7 @@ def prompt_batch(
     allowed[[token for token in settings.get('absent', ()) if token < vocab_size]] = False
     temperature, top_k, top_p = (settings[name] for name in ('temperature', 'top_k', 'top_p'))
     T, M = lengths(model, params, max(map(len, prompts)), max_tokens)
-    tokens, sizes, tags = _pad(prompts, rows, T, samples)
+    tokens, sizes, tags = _pad(prompts, rows, T, samples, seen)
     limits = np.zeros(rows, np.int32)
     virtual = model.max_len - context
     limits[: len(prompts)] = [min(max_tokens, max_new_tokens(model, prompt) - virtual) for prompt in prompts]
@@ -195,13 +226,15 @@ def _texts(batch: PromptBatch, state: decode.DecodeState, most: int) -> tuple[np
     return tokens, lengths
 
 
-def _pad(texts: Sequence[Sequence[int]], rows: int, length: int, samples: int = 1):
+def _pad(
+    texts: Sequence[Sequence[int]], rows: int, length: int, samples: int = 1, seen: collections.Counter | None = None
+):
     """(tokens int32 [rows, length], lengths int32 [rows], tags uint32 [rows * samples]).
 
-    All samples of equal texts have different tags.
+    All samples of equal texts have different tags, also of those `seen` in other batches (`prompt_batch`).
     """
     tokens, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
-    tags, seen = np.zeros((rows, samples), np.uint32), collections.Counter()
+    tags, seen = np.zeros((rows, samples), np.uint32), collections.Counter() if seen is None else seen
     for row, text in enumerate(texts):
         tokens[row, : len(text)], lengths[row] = text, len(text)
         for sample in range(samples):

@@ -99,6 +99,19 @@ def test_rolling_log_likelihoods_cover_every_token_once(computes, model):
     assert sums[1] == pytest.approx(expected, rel=1e-4)
 
 
+def test_generations_are_decoded_in_batches_of_that_size(model, monkeypatch):
+    shapes = []
+
+    def record(*arguments, original=sample.states):
+        shapes.append(arguments[2].tokens.shape)
+        return original(*arguments)
+
+    monkeypatch.setattr(sample, 'states', record)
+    texts = ['one', 'x' * 50, 'two', 'three', 'four', 'five']
+    model.generate_until([Instance(text, {'until': [], 'max_gen_toks': 3}) for text in texts])
+    assert shapes == [(4, 64), (4, 16)]
+
+
 def test_generations_end_before_a_stop_text(computes, model):
     prompt = [256, *b'one two']
     options = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'end_ids': [256], 'vocab_size': 257}

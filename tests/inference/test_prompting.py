@@ -254,6 +254,18 @@ def test_a_generation_must_equal_the_answer():
     assert all(cut not in row['predicted'] for row in scores.rows)
 
 
+def test_generations_are_decoded_in_batches_of_that_size(monkeypatch):
+    sizes = []
+
+    def record(*arguments, original=sample.states):
+        sizes.append(len(arguments[2].tokens))
+        return original(*arguments)
+
+    monkeypatch.setattr(sample, 'states', record)
+    score(transformer(), parameters(), BYTES, arithmetic(5), **SUMS | {'choices': (), 'batch_size': 2})
+    assert sizes == [2, 2, 2]
+
+
 # --- demonstrations
 
 

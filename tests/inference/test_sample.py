@@ -111,10 +111,32 @@ def test_a_text_does_not_depend_on_other_prompts(settings):
     assert together == generate(transformer(), PROMPTS[::-1], **settings)[::-1]
 
 
-def test_more_prompts_than_one_batch(monkeypatch):
-    texts = generate(transformer(), PROMPTS, **DRAWN)
-    monkeypatch.setattr(sample, 'MAX_BATCH', 1)
-    assert generate(transformer(), PROMPTS, **DRAWN) == texts
+@pytest.mark.parametrize('settings', [GREEDY, DRAWN], ids=['greedy', 'drawn'])
+def test_a_long_prompt_pads_its_own_batch_alone(monkeypatch, settings):
+    model, shapes = transformer(), []
+    prompts = [*PROMPTS, [5] * 40, [27], *([row, 2, 3] for row in range(5)), [27], [27]]
+    texts = generate(model, prompts, **settings)
+    # One call for each prompt, and one for those that are equal: their texts depend on their number.
+    for row, prompt in enumerate(prompts):
+        before = prompts[:row].count(prompt)
+        assert texts[row] == generate(model, [prompt] * (before + 1), **settings)[before]
+
+    def record(*arguments, original=sample.states):
+        shapes.append(arguments[2].tokens.shape)
+        return original(*arguments)
+
+    monkeypatch.setattr(sample, 'states', record)
+    assert generate(model, prompts, batch_size=4, **settings) == texts
+    assert shapes == [(4, 48), (4, 16), (4, 16), (4, 16)]
+    shapes.clear()
+    pieces = list(sample.stream(model, parameters(model), prompts, max_tokens=20, batch_size=4, **settings))
+    streamed = [sum((ids for row, ids, _ in pieces if row == wanted), []) for wanted in range(len(prompts))]
+    assert streamed == texts
+    assert shapes == [(4, 16), (4, 48), (4, 16), (4, 16)]
+    firsts = list(dict.fromkeys(row for row, _, _ in pieces))
+    assert firsts == sorted(firsts)  # a stream begins with the first prompts
+    with pytest.raises(ValueError, match='batch_size=0 must be at least 1'):
+        generate(model, prompts, batch_size=0, **settings)
 
 
 def test_equal_prompts_get_different_texts_and_equal_seeds_equal_ones():
