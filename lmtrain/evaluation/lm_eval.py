@@ -163,4 +163,6 @@ def generation_settings(settings: dict[str, Any]) -> tuple[list[str], dict[str, 
     if settings:
         raise InputError(f'generation_kwargs {sorted(settings)} are not supported')
     chosen = {'max_tokens': int(max_tokens), 'temperature': temperature if sampled else 0.0}
-    return [until] if isinstance(until, str) else list(until), chosen | {'top_k': top_k, 'top_p': top_p}
+    until = [until] if isinstance(until, str) else until
+    # '' is found at the beginning of every text; lm-eval's own adapter leaves it out too.
+    return [stop for stop in until if stop], chosen | {'top_k': top_k, 'top_p': top_p}

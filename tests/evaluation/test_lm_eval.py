@@ -136,6 +136,8 @@ def test_generations_end_before_a_stop_text(computes, model):
         ({'until': '\n', 'do_sample': False, 'max_gen_toks': 8, 'temperature': 0.7}, ['\n'], (8, 0.0, 0, 1.0)),
         ({'until': ['a', 'b'], 'do_sample': True, 'top_k': 5, 'top_p': 0.9}, ['a', 'b'], (256, 1.0, 5, 0.9)),
         ({'max_new_tokens': 3, 'temperature': 0.5}, [], (3, 0.5, 0, 1.0)),
+        ({'until': ['', 'b']}, ['b'], (256, 0.0, 0, 1.0)),
+        ({'until': ''}, [], (256, 0.0, 0, 1.0)),
     ],
 )
 def test_settings_of_a_generation(adapter, settings, until, expected):
