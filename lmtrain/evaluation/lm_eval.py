@@ -36,11 +36,11 @@ class LMTrain(LM):
         """
         Args:
           loaded: of `lmtrain.load`.
-          batch_size: prompts computed together; 'auto' is the default.
+          batch_size: prompts computed together; 'auto', and 'auto:N' of lm-eval's command line, is the default.
           add_bos_token: whether texts begin with the begin token; None: if the tokenizer of the model adds it.
           others: `device` and `max_batch_size` of lm-eval's command line; the device is jax's first.
 
-        MissingPackage: lm-eval is not installed.
+        MissingPackage: lm-eval is not installed. InputError: an unknown argument, or a batch_size below 1.
         """
         if LM is object:
             raise MissingPackage('LMTrain needs lm-eval: pip install -e ".[lm-eval]"')
@@ -52,7 +52,7 @@ class LMTrain(LM):
             )
         self.model, self.params, self.tokenizer = loaded.model, loaded.params, loaded.tokenizer
         self.end_ids = loaded.end_ids
-        self.batch = 32 if batch_size == 'auto' else int(batch_size)
+        self.batch = _batch_size(batch_size)
         self.context = room(self.model, self.params)
         added = self.tokenizer.begin_id in self.tokenizer.layout.prefix
         self.prefix = [self.tokenizer.begin_id] if (added if add_bos_token is None else add_bos_token) else []
@@ -149,6 +149,18 @@ class LMTrain(LM):
                 answers[number] = text[: min((at for at in map(text.find, until) if at >= 0), default=None)]
                 self.cache_hook.add_partial('generate_until', requests[number].args, answers[number])
         return answers
+
+
+def _batch_size(value: int | str) -> int:
+    if str(value).startswith('auto'):
+        return 32
+    try:
+        size = int(value)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise InputError(f"batch_size={value!r}: a whole number of at least 1, or 'auto'")
+    return size
 
 
 def generation_settings(settings: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:

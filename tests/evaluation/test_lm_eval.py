@@ -86,6 +86,21 @@ def test_a_begin_token_is_added_as_the_model_is_used_to(adapter, computes):
         adapter.LMTrain(plain).encode_pairs([('ab', '')])
 
 
+@pytest.mark.parametrize(('given', 'batch'), [(8, 8), ('8', 8), ('auto', 32), ('auto:4', 32)])
+def test_batch_sizes_of_the_command_line(adapter, computes, given, batch):
+    small, params, tokenizer = computes
+    loaded = LoadedModel(None, small, tokenizer, params, 0, [256], None)
+    assert adapter.LMTrain(loaded, batch_size=given).batch == batch
+
+
+@pytest.mark.parametrize('given', [0, '0', -1, 'all', '2.5', ''])
+def test_other_batch_sizes_are_refused(adapter, computes, given):
+    small, params, tokenizer = computes
+    loaded = LoadedModel(None, small, tokenizer, params, 0, [256], None)
+    with pytest.raises(InputError, match=f"batch_size={given!r}: a whole number of at least 1, or 'auto'"):
+        adapter.LMTrain(loaded, batch_size=given)
+
+
 def test_rolling_log_likelihoods_cover_every_token_once(computes, model):
     texts = ['a short text', 'a longer text, ' * 9]
     sums = model.loglikelihood_rolling([Instance(text) for text in texts])
