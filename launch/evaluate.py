@@ -202,6 +202,10 @@ def prompted(values: flags.FlagValues) -> None:
     if choices and choices == values.answer:
         # Also those of rows beyond --limit.
         choices = questions.distinct_answers(demonstrations or every, values.answer)
+    if values.limit:  # the rows beyond it also tell whether digits are indices
+        form = prompting.PromptSettings(values.template or '', values.answer or '', choices)
+        every, demonstrations = questions.answers_as_texts(every, form, demonstrations)
+        rows = every[: len(rows)]
     prompts = [dialogue if dialogue.messages else dialogue.texts[0] for dialogue in chats]
     results = api.evaluate(
         model_flags.prompted(model, values, 'chat_template', prompts),

@@ -16,7 +16,7 @@ from lmtrain.files import local_path
 from lmtrain.inference.calibration import CONTENT_FREE
 from lmtrain.inference.demonstrations import ALL, SELECTORS
 from lmtrain.inference.prompting import PromptSettings
-from lmtrain.inference.questions import ask, distinct_answers, parse_template
+from lmtrain.inference.questions import answers_as_texts, ask, distinct_answers, parse_template
 from lmtrain.tasks import TASKS, span
 
 TEXT, TEXTS = (str,), (str, list)  # TEXTS: one, or an array of them
@@ -114,6 +114,7 @@ def read(file: str | Path) -> EvaluationTask:
             rows, accepted = _answered(rows, prompt, path)
             demonstrations, _ = _answered(demonstrations, prompt, path)
         settings = _settings(prompt, score, path)
+        rows, demonstrations = answers_as_texts(rows, settings, demonstrations)  # also by the rows beyond the limit
         _check_labels(rows + demonstrations, settings, path)
         questions, _ = ask(rows, settings, demonstrations)  # raises if a row lacks a field
         if settings.choices and settings.choices == settings.answer:  # also answers of rows beyond the limit

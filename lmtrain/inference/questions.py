@@ -26,17 +26,54 @@ def ask(rows: Sequence[Row], settings, demonstrations: Sequence[Row] = ()) -> tu
     """(the rows as questions, the demonstrations as questions), by `prompting.PromptSettings`.
 
     If the choices are the answers of the rows, each question has those of all demonstrations (without any, of all
-    rows). InputError: a row lacks a field or its answer.
+    rows). InputError: a row lacks a field or its answer, or an answer may mean two choices (`answers_as_texts`).
     """
     form = {'template': settings.template, 'answer': settings.answer, 'choices': settings.choices}
     if settings.choices and settings.choices == settings.answer:
         form['choices'] = distinct_answers(demonstrations or rows, settings.answer)
+    rows, demonstrations = answers_as_texts(rows, settings, demonstrations)
     return [question(row, **form) for row in rows], [question(row, **form) for row in demonstrations]
 
 
 def distinct_answers(rows: Sequence[Row], answer: str) -> list[str]:
     """All different texts in the field `answer` of the rows, sorted. InputError: a row lacks it."""
     return sorted({text_of(row, answer, value_of(row, answer, 'answer')) for row in rows})
+
+
+def answers_as_texts(rows: Sequence[Row], settings, demonstrations: Sequence[Row] = ()) -> tuple[list[Row], list[Row]]:
+    """(the rows, the demonstrations), where each has its own choices with the text of the right one as its answer.
+
+    An answer of digits is the text of a choice or an index, the same in all rows: texts if every answer that is a
+    string is one of the choices of its row, else indices if every one is an index; else each must have one meaning. A
+    caller that leaves rows out calls this before.
+
+    Raises InputError naming the first row whose answer has no meaning, or two.
+    """
+    answer, choices = settings.answer, settings.choices
+    if not settings.template or not choices or choices == answer or not isinstance(choices, str):
+        return list(rows), list(demonstrations)
+    count, rows = len(rows), [*rows, *demonstrations]
+    listed = [_choices(row, choices) for row in rows]
+    values = [value_of(row, answer, 'answer') for row in rows]
+    right = [_right(row, answer, *each, shared=False) for row, *each in zip(rows, values, listed, strict=True)]
+    texts = [number for number, value in enumerate(values) if isinstance(value, str)]
+    no_text = [number for number in texts if values[number] not in listed[number]]
+    no_index = [number for number in texts if _index(values[number], listed[number]) is None]
+    for number in texts if no_text else ():
+        value, own = values[number], listed[number]
+        index = _index(value, own)
+        if index is None or own[index] == right[number]:
+            continue
+        if no_index:
+            text, other = no_text[0], no_index[0]
+            raise InputError(
+                f'{rows[number].place}: {answer!r} is {value!r}, one of the choices and the index of {own[index]!r}; '
+                f'not all answers are texts ({rows[text].place}: {_shown(listed[text])}), and not all are indices '
+                f'({rows[other].place}: {_shown(listed[other])}): write each answer as the text of its choice'
+            )
+        right[number] = own[index]
+    rows = [row._replace(fields=row.fields | {answer: text}) for row, text in zip(rows, right, strict=True)]
+    return rows[:count], rows[count:]
 
 
 def question(row: Row, template: str, answer: str, choices: str | Sequence[str]) -> Question:
@@ -87,21 +124,32 @@ def _choices(row: Row, choices: str | Sequence[str]) -> tuple[str, ...]:
 def _right(row: Row, field: str, value: Any, choices: tuple[str, ...], shared: bool) -> str:
     """The choice that `value` names by its text or by its index, which is a string of digits in csv.
 
+    Of a row with its own choices, the text comes first too; what other rows tell is in `answers_as_texts`.
     Of choices that all rows share, a number may be one itself, such as a rating: its text comes before its index, and
     if all of them are numbers, there is no index.
     """
     text = str(value) if shared and type(value) in (int, float) else value
     if text in choices:
         return text
-    listed = f'{", ".join(map(repr, choices[:5]))}{", ..." if len(choices) > 5 else ""}'
     if shared and all(map(_is_number, choices)):
-        raise InputError(f'{row.place}: {field!r} is {value!r}, which is none of the choices {listed}')
-    index = int(value) if isinstance(value, str) and value.isdecimal() else value
-    if type(index) is not int or not 0 <= index < len(choices):
+        raise InputError(f'{row.place}: {field!r} is {value!r}, which is none of the choices {_shown(choices)}')
+    index = _index(value, choices)
+    if index is None:
         raise InputError(
-            f'{row.place}: {field!r} is {value!r}, neither a choice nor the index of one of {len(choices)}: {listed}'
+            f'{row.place}: {field!r} is {value!r}, neither a choice nor the index of one of {len(choices)}: '
+            f'{_shown(choices)}'
         )
     return choices[index]
+
+
+def _index(value: Any, choices: Sequence[str]) -> int | None:
+    """`value` as the index of a choice, a whole number or its digits; None if it is none."""
+    index = int(value) if isinstance(value, str) and value.isdecimal() else value
+    return index if type(index) is int and 0 <= index < len(choices) else None
+
+
+def _shown(choices: Sequence[str]) -> str:
+    return f'{", ".join(map(repr, choices[:5]))}{", ..." if len(choices) > 5 else ""}'
 
 
 def _is_number(text: str) -> bool:

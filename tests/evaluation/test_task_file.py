@@ -65,6 +65,13 @@ def test_choices_are_the_answers_of_all_rows_also_beyond_the_limit(write):
     assert asked.choices == ('0', '1') and asked.answer == '0'
 
 
+def test_rows_beyond_the_limit_tell_indices_from_texts(write):
+    rows = [{'text': 'a', 'label': '0', 'options': ['1', '0']}, {'text': 'b', 'label': '1', 'options': ['x', 'y']}]
+    changes = ('choices = ["no", "yes"]', 'choices = "options"'), ('files =', 'limit = 1\nfiles =')
+    task = task_file.read(write(*changes, rows=rows))
+    assert [question.answer for question in questions.ask(task.rows, task.settings)[0]] == ['1']
+
+
 def test_words_stand_for_labels(write):
     names = 'names = { 0 = "bad", 1 = "good" }'
     task = task_file.read(write(('choices = ["no", "yes"]', names)))

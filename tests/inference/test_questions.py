@@ -4,7 +4,49 @@ import pytest
 
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
-from lmtrain.inference.questions import parse_template, question
+from lmtrain.inference.prompting import PromptSettings
+from lmtrain.inference.questions import ask, parse_template, question
+
+OWN = PromptSettings('{q} {a}', 'a', 'c')
+
+
+def rows_of(*pairs):
+    return [Row(f'rows:{i}', {'q': '?', 'c': choices.split(), 'a': a}) for i, (choices, a) in enumerate(pairs, 1)]
+
+
+@pytest.mark.parametrize(
+    ('pairs', 'answers'),
+    [
+        ([('3 1 2 0', '0'), ('4 1 3 2', '3')], ['0', '3']),
+        ([('3 1 2 0', '0'), ('seven eight', '1')], ['3', 'eight']),
+        ([('3 1 2 0', '0'), ('seven eight', 'eight')], ['0', 'eight']),
+        ([('3 1 2 0', 0), ('4 1 3 2', '3')], ['3', '3']),  # a number of JSON is an index
+        ([('no yes', 'no'), ('seven eight', '1'), ('5 7', '7'), ('x y', 1)], ['no', 'eight', '7', 'y']),
+        ([('0 1', '0'), ('seven eight', '1'), ('5 7', '7')], ['0', 'eight', '7']),  # '0' is the same either way
+    ],
+    ids=['texts', 'indices', 'texts and words', 'numbers', 'one way each', 'both ways alike'],
+)
+def test_digits_are_read_in_one_way_in_all_rows(pairs, answers):
+    rows = rows_of(*pairs)
+    assert [q.answer for q in ask(rows, OWN)[0]] == answers
+    asked, shown = ask(rows[:1], OWN, rows[1:])  # also if the other rows are demonstrations
+    assert [q.answer for q in asked + shown] == answers
+
+
+@pytest.mark.parametrize(
+    ('pairs', 'message'),
+    [
+        ([('3 1', '1'), ('5 7', '7'), ('x y', '2')], "rows:3: 'a' is '2', neither a choice nor the index"),
+        (
+            [('5 7', '7'), ('3 1 0', '0'), ('x y', '1')],
+            r"rows:2: 'a' is '0', one of the choices and the index of '3'.*texts \(rows:3: 'x', 'y'\).*"
+            r"indices \(rows:1: '5', '7'\).*write each answer as the text of its choice",
+        ),
+    ],
+)
+def test_digits_that_may_mean_two_choices_are_refused(pairs, message):
+    with pytest.raises(InputError, match=message):
+        ask(rows_of(*pairs), OWN)
 
 
 @pytest.mark.parametrize('name', ['Q1: How was it?', 'Great!', 'a!r', 'size:', 'a.b[0]', ' '])

@@ -105,6 +105,14 @@ def test_choices_are_the_answers_of_all_rows_also_beyond_the_limit(stub, words, 
     assert len(rows) == 2 and settings['choices'] == choices
 
 
+def test_rows_beyond_the_limit_tell_indices_from_texts(stub):
+    rows = [{'q': 'a', 'c': ['1', '0'], 'a': '0'}, {'q': 'b', 'c': ['x', 'y'], 'a': '1'}]
+    pathlib.Path('own.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    words = ['--rows=own.jsonl', '--template={q}: {a}', '--answer=a', '--choices=c', '--limit=1']
+    assert cli.main(['evaluate', '--workdir=w', *words]) == 0
+    assert [row['a'] for row in stub['score'][0]] == ['1']
+
+
 def test_split_is_evaluated_at_the_checkpoint(stub, capsys):
     assert cli.main(['evaluate', '--workdir=w', '--split=test', '--step=30']) == 0
     assert stub['split'] == (pathlib.Path('w'), 'test', 30, 0, {}, reward_scores.scorer)
