@@ -25,6 +25,9 @@ def check(schema: Any, place: str) -> None:
         if keyword not in KEYWORDS:
             hint = did_you_mean(keyword, KEYWORDS)
             raise InputError(f'{place}: {keyword!r} is none of the supported keywords {", ".join(KEYWORDS)}{hint}')
+    types = schema.get('type', '')
+    if not isinstance(types, str) and not (isinstance(types, list) and all(isinstance(name, str) for name in types)):
+        raise InputError(f'{place}.type: {types!r} is neither a text nor a list of texts')
     for name in _types(schema):
         if name not in TYPES:
             raise InputError(f'{place}: the type {name!r} is none of {", ".join(TYPES)}')

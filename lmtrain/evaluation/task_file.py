@@ -176,8 +176,9 @@ def _check_kind(sections: Mapping[str, Any], path: Path) -> None:
         section, name = dotted.split('.')
         if not sections.get(section, {}).get(name):
             raise InputError(f'{path}: {dotted} is missing; scoring.kind = {kind!r} needs it')
+    of_head = ['text', 'label', 'too_long', *(['labels'] if kind in HEADS and TASKS[kind].has_classes else [])]
     for name in score:
-        if name not in ('kind', *read.get(kind, ['text', 'label', 'labels', 'too_long'])):
+        if name not in ('kind', *read.get(kind, of_head)):
             raise InputError(f'{path}: scoring.{name} has no effect with scoring.kind = {kind!r}: leave it out')
     if score.get('too_long', 'error') not in ('error', 'cut'):
         raise InputError(f"{path}: scoring.too_long = {score['too_long']!r} is neither 'error' nor 'cut'")
@@ -200,6 +201,11 @@ def _check_effect(sections: Mapping[str, Any], kind: str, path: Path) -> None:
         raise InputError(f'{path}: {dotted} has no effect {reason}: leave it out')
     if data.get('limit', 0) < 0:
         raise InputError(f'{path}: data.limit = {data["limit"]}; it must be at least 0 (all rows)')
+    if prompt.get('names') == {}:
+        raise InputError(f'{path}: prompt.names = {{}}: name at least one label, or leave it out')
+    text = sections.get('scoring', {}).get('text', '')
+    if kind == 'perplexity' and type(text) is not str:
+        raise InputError(f'{path}: scoring.text = {text!r}; scoring.kind = {kind!r} reads one field: it must be text')
     if not all(type(word) is str for word in prompt.get('names', {}).values()):
         raise InputError(f'{path}: prompt.names = {prompt["names"]!r}: each word must be text')
 

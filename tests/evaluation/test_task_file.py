@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lmtrain.errors import InputError
 from lmtrain.evaluation import task_file
 from lmtrain.inference import questions
 
@@ -146,6 +147,32 @@ def test_what_is_refused(write, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         task_file.read(write(*changes))
     assert '\n' not in str(error.value)
+
+
+HEAD = 'text = "text"\nlabel = "label"\nlabels = ["a", "b"]\n'
+
+
+@pytest.mark.parametrize(
+    'prompt, scoring, message',
+    [
+        ('', 'kind = "perplexity"\ntext = ["text"]', r"scoring.text = \['text'\]; .* 'perplexity' reads one field"),
+        ('', f'kind = "regress"\n{HEAD}', "scoring.labels has no effect with scoring.kind = 'regress'"),
+        ('', f'kind = "span"\n{HEAD}', "scoring.labels has no effect with scoring.kind = 'span'"),
+        ('names = {}', 'kind = "choices"', r'prompt.names = \{\}: name at least one label, or leave it out'),
+        ('names = {}', 'kind = "generation"', r'prompt.names = \{\}: name at least one label, or leave it out'),
+        (
+            '',
+            'kind = "generation"\nby = "json"\nschema = {type = 5}',
+            'quiz.toml: scoring.schema.type: 5 is neither a text nor a list of texts',
+        ),
+    ],
+)
+def test_fields_that_the_kind_cannot_read_are_refused(write, prompt, scoring, message):
+    if 'choices' in scoring or 'generation' in scoring:
+        prompt = f'[prompt]\ntemplate = "{{text}}: {{label}}"\nanswer = "label"\n{prompt}'
+    text = f'[data]\nfiles = "rows.jsonl"\n{prompt}\n[scoring]\n{scoring}\n'
+    with pytest.raises(InputError, match=message):
+        task_file.read(write(text=text))
 
 
 def test_answers_that_are_no_texts(write):
