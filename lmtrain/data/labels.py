@@ -98,6 +98,23 @@ def class_id(value: Any, names: tuple[str, ...], place: str) -> int:
     >>> class_id('good', ('bad', 'good'), ''), class_id(1.0, ('bad', 'good'), ''), class_id('1', ('3', '1'), '')
     (1, 1, 1)
     """
+    if (named := named_class(value, names, place)) is not None:
+        return named
+    name = name_of(value, place)
+    if (whole := _whole(name)) and not _numbered(names) and 0 <= int(whole) < len(names):
+        return int(whole)
+    known = ', '.join(map(repr, names[:SHOWN])) + (', ...' if len(names) > SHOWN else '')
+    raise InputError(f'{place}: the label {value!r} is none of the {len(names)} classes: {known}')
+
+
+def named_class(value: Any, names: tuple[str, ...], place: str) -> int | None:
+    """The id of the class of which `value` is the name, in any format of `class_id`; None: of no class.
+
+    Raises InputError naming the place of what is neither a name nor a number.
+
+    >>> named_class(True, ('false', 'true'), ''), named_class(1, ('bad', 'good'), '')
+    (1, None)
+    """
     name = name_of(value, place)
     if name in names:
         return names.index(name)
@@ -105,10 +122,7 @@ def class_id(value: Any, names: tuple[str, ...], place: str) -> int:
         alike = [i for i, other in enumerate(names) if (_whole(other) or _truth(other)) == value_of_name]
         if len(alike) == 1:
             return alike[0]
-    if (whole := _whole(name)) and not _numbered(names) and 0 <= int(whole) < len(names):
-        return int(whole)
-    known = ', '.join(map(repr, names[:SHOWN])) + (', ...' if len(names) > SHOWN else '')
-    raise InputError(f'{place}: the label {value!r} is none of the {len(names)} classes: {known}')
+    return None
 
 
 def name_of(value: Any, place: str) -> str:

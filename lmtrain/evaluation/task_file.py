@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lmtrain.data.labels import named_class
 from lmtrain.data.rows import Row, missing_field, read_rows, text_of, value_of
 from lmtrain.data.text_files import decode
 from lmtrain.errors import InputError, did_you_mean
@@ -50,7 +51,9 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         'too_long': TEXT,
     },
 }
-WORDS: dict[type, str] = {str: 'text', list: 'an array', dict: 'a table', int: 'a whole number', bool: 'true or false'}
+NAMES = 'prompt.choices', 'scoring.labels'  # arrays of texts, or of whole numbers, which are read as texts
+WORDS: dict[type, str] = {str: 'text', list: 'an array of texts', dict: 'a table', int: 'a whole number'}
+WORDS[bool] = 'true or false'
 
 # {value of `by`: the column of `prompting.Scores.rows` that is averaged}
 CHOICES = {
@@ -140,7 +143,10 @@ def read(file: str | Path) -> EvaluationTask:
 
 
 def _sections(path: Path) -> dict[str, Any]:
-    """The tables of the file. Raises InputError if a field is unknown or has the wrong type."""
+    """The tables of the file, with whole numbers of `NAMES` as texts.
+
+    Raises InputError if a field is unknown or has the wrong type.
+    """
     try:
         content = tomllib.loads(decode(path.read_bytes(), path))
     except tomllib.TOMLDecodeError as error:
@@ -152,10 +158,14 @@ def _sections(path: Path) -> dict[str, Any]:
             if name not in fields:
                 hint = did_you_mean(name, fields)
                 raise InputError(f'{path}: {dotted!r} is none of the fields {", ".join(fields)}{hint}')
-            types = fields[name]
-            if type(value) not in types or type(value) is list and not all(type(each) is str for each in value):
+            types, listed = fields[name], list(value) if type(value) is list else []
+            if dotted in NAMES:
+                listed = [str(each) if type(each) is int else each for each in listed]
+            if type(value) not in types or not all(type(each) is str for each in listed):
                 kinds = ' or '.join(WORDS[each] for each in types)
                 raise InputError(f'{path}: {dotted} = {value!r}; it must be {kinds}')
+            if listed:
+                table[name] = listed
     return content
 
 
@@ -246,9 +256,10 @@ def _answered(rows: list[Row], prompt: Mapping[str, Any], path: Path) -> tuple[l
         if not texts:
             raise InputError(f'{row.place}: {field!r} is no answer, no list of texts, and not like SQuAD: {value!r}')
         if names:
-            if missing := [text for text in texts if str(text) not in names]:
+            ids = [named_class(text, tuple(names), row.place) for text in texts]
+            if missing := [text for text, own in zip(texts, ids, strict=True) if own is None]:
                 raise InputError(f'{row.place}: {path}: prompt.names has no word for the label {missing[0]!r}')
-            texts = [names[str(text)] for text in texts]
+            texts = [list(names.values())[own] for own in ids if own is not None]
         single.append(row._replace(fields=row.fields | {field: texts[0]}))
         accepted.append(tuple(map(str, texts)))
     return single, tuple(accepted)

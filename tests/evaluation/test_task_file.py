@@ -22,6 +22,8 @@ choices = ["no", "yes"]
 kind = "choices"
 """
 
+CHOICES = 'choices = ["no", "yes"]'
+
 
 @pytest.fixture
 def write(tmp_path):
@@ -82,6 +84,38 @@ def test_words_stand_for_labels(write):
         task_file.read(write(('choices = ["no", "yes"]', 'names = { 0 = "bad", 2 = "good" }')))
 
 
+@pytest.mark.parametrize(
+    ('names', 'labels'),
+    [
+        ('true = "yes", false = "no"', (True, False, 'TRUE')),
+        ('True = "yes", False = "no"', (True, False, 'true')),
+        ('1 = "yes", 0 = "no"', (1, 0.0, '1.0')),
+        ('"1.0" = "yes", "0.0" = "no"', (1, '0', 1.0)),
+    ],
+)
+def test_words_are_found_by_the_rule_of_classes(write, names, labels):
+    rows = [{'text': 'a', 'label': label} for label in labels]
+    task = task_file.read(write((CHOICES, f'names = {{ {names} }}'), rows=rows))
+    assert [row.fields['label'] for row in task.rows] == ['yes', 'no', 'yes']
+
+
+@pytest.mark.parametrize('label', [0, 1.0, '1', 'sad', True])
+def test_a_label_without_a_word_is_no_index(write, label):
+    rows = [{'text': 'a', 'label': 'good'}, {'text': 'b', 'label': label}]
+    with pytest.raises(InputError, match='rows.jsonl:2: .*prompt.names has no word for the label'):
+        task_file.read(write((CHOICES, 'names = { bad = "no", good = "yes" }'), rows=rows))
+
+
+def test_whole_numbers_are_choices_and_labels(write):
+    rows = [{'text': 'a', 'label': label} for label in (1, 2, 3)]
+    task = task_file.read(write((CHOICES, 'choices = [1, 2, 3]'), rows=rows))
+    assert [question.answer for question in questions.ask(task.rows, task.settings)[0]] == ['1', '2', '3']
+    text = '[data]\nfiles = "rows.jsonl"\n[scoring]\nkind = "classify"\ntext = "text"\nlabel = "label"\nlabels = [1, 2]'
+    assert task_file.read(write(text=text)).scoring['labels'] == ['1', '2']
+    with pytest.raises(InputError, match=r'prompt.choices = \[1, True\]; it must be text or an array of texts'):
+        task_file.read(write((CHOICES, 'choices = [1, true]')))
+
+
 def test_generated_answers_may_be_several(write):
     rows = [{'text': 'a', 'label': ['x', 'y']}, {'text': 'b', 'label': [{'text': 'z', 'answer_start': 1}]}]
     changes = [('choices = ["no", "yes"]\n', ''), ('kind = "choices"', 'kind = "generation"\nby = "normalised"')]
@@ -96,7 +130,6 @@ def test_texts_for_perplexity(write):
     assert [row.fields['text'] for row in task.rows] == ['cat', 'dog', 'hen', 'a whole text\n']
 
 
-CHOICES = 'choices = ["no", "yes"]'
 KIND, GENERATED = 'kind = "choices"', 'kind = "generation"'
 
 
