@@ -9,6 +9,7 @@ from lmtrain.data import PaddedStream, Tokenizer
 from lmtrain.data.rows import Row, value_of
 from lmtrain.errors import InputError
 from lmtrain.evaluation.predictions import predictions
+from lmtrain.evaluation.statistics import standard_error
 from lmtrain.models.virtual_tokens import room
 from lmtrain.report import terminal
 from lmtrain.tasks.prepare import encode_rows
@@ -69,12 +70,14 @@ def scores(task: Task, pairs: Sequence[tuple[Any, Any]]) -> tuple[dict[str, Any]
     """What `score_rows` returns, without 'too_long', from (label, prediction) of each row."""
     rate = task.rate
     assert rate, f'{task.name} has no evaluation file'
-    results = rates(rate, pairs)
+    each = [rate([pair]) for pair in pairs] if task.rates_rows else []
+    results = means(each) if task.rates_rows else rates(rate, pairs)
     main = next(iter(results))
     lines = [{'answer': answer, 'predicted': guess} for answer, guess in pairs]
-    for each in lines if task.has_classes or task.num_outputs != 1 else ():
-        answer, guess = each.values()
-        each['right'] = 1.0 if answer == guess else rate([(answer, guess)])[main]
+    if task.has_classes or task.num_outputs != 1:
+        for number, (answer, guess) in enumerate(pairs):
+            own = each[number] if each else {main: 1.0} if answer == guess else rate([(answer, guess)])
+            lines[number]['right'] = own[main]
     return results, lines
 
 
@@ -137,6 +140,15 @@ def _labels(model, params: Params, task: Task, output: str, head: Head) -> tuple
         known = f'{len(labels)} are named: {", ".join(labels[:10])}' if labels else 'their names are not known'
         raise InputError(f'the head has {size} classes, and {known}: set labels to all of them, in their order')
     return labels
+
+
+def means(each: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The means of the scores of single rows, with their standard errors; None for one row."""
+    results = {}
+    for name in each[0]:
+        values = [own[name] for own in each]
+        results |= {name: float(np.mean(values)), f'{name}_stderr': standard_error(values)}
+    return results
 
 
 def rates(rate: Callable[..., dict[str, float]], pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:

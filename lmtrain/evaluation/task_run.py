@@ -10,7 +10,7 @@ from lmtrain.data.chat.template import Template
 from lmtrain.data.rows import text_of
 from lmtrain.errors import InputError
 from lmtrain.evaluation import perplexity, statistics
-from lmtrain.evaluation.heads import Head, score_rows
+from lmtrain.evaluation.heads import Head, means, score_rows
 from lmtrain.evaluation.task_file import CHOICES, HEADS, EvaluationTask
 from lmtrain.inference import prompting
 from lmtrain.inference.demonstrations import ALL
@@ -113,10 +113,7 @@ def _generations(task: EvaluationTask, model, params, tokenizer, settings, end_i
         line = {'answer': row['answer'], 'predicted': row['predicted'], 'right': right, 'nats': None}
         rows.append(line | own | {'finish_reason': row['finish_reason']})
     results = {name: value for name, value in scores.results.items() if not name.startswith('exact_match')}
-    for name in each[0]:
-        values = [own[name] for own in each]
-        results |= {name: float(np.mean(values)), f'{name}_stderr': statistics.standard_error(values)}
-    return _evaluation(task, next(iter(each[0])), results, rows)
+    return _evaluation(task, next(iter(each[0])), results | means(each), rows)
 
 
 def check_tokens(questions: Sequence[Question], tokenizer: Tokenizer) -> None:

@@ -321,6 +321,7 @@ TASK = Task(
     score=score,
     answers=answers,
     rate=rate,
+    rates_rows=True,
     infer=infer,
     describe=describe,
     version=2,

@@ -84,6 +84,7 @@ class Task:
       answers: (TaskData, split, predictions in the order of the examples) -> [(label, prediction)] of the rows, JSON
         values; `rate`: (answers) -> {name: value}, their scores, the main one first. None: the task has no evaluation
         file (`evaluate --task`).
+      rates_rows: whether every score of `rate` is a mean of those of single rows.
       infer: infer(forward, batch, **settings), the prediction for each row of a batch with its probabilities, arrays.
       describe: (TaskData, split, results of `infer` in the order of the examples) -> {index of a row: {column: JSON
         value}}, what `lmtrain predict` writes beside the row. None, like `infer`: the command is not for this task.
@@ -118,6 +119,7 @@ class Task:
     details: Callable[[Any, str, Sequence], dict[str, Any]] | None = None
     answers: Callable[[Any, str, Sequence], list[tuple[Any, Any]]] | None = None
     rate: Callable[[Sequence[tuple[Any, Any]]], dict[str, float]] | None = None
+    rates_rows: bool = False
     infer: Callable | None = None
     describe: Callable[[Any, str, Sequence], dict[int, dict[str, Any]]] | None = None
     conversations: bool = False
