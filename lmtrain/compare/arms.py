@@ -74,6 +74,11 @@ def _arm(name: str, section: dict[str, Any]) -> Arm:
         raise InputError(f'{place}.shots = {settings["shots"]}: at least 0, or {ALL} for as many as fit')
     if not settings['scores'] or set(settings['scores']) - set(SCORES):
         raise InputError(f'{place}.scores = {settings["scores"]!r}: one or more of {", ".join(SCORES)}')
+    if set(settings['scores']) == {'contrast'} and settings['shots'] == 0:
+        raise InputError(
+            f'{place}.scores = {settings["scores"]!r} with shots = 0: it is what demonstrations add, and there are '
+            "none: add 'sum', or set shots"
+        )
     if kind != 'train' and settings['search'] not in ('', *SEARCHES):
         raise InputError(f"{place}.search = {settings['search']!r} is none of '', {', '.join(SEARCHES)}")
     return Arm(name, kind, section['description'], settings)

@@ -79,6 +79,14 @@ class ChoiceLikelihoods(NamedTuple):
     cut: int
 
 
+def of_prompt(names: Sequence[str], form: prompting.PromptSettings) -> list[str]:
+    """The scores `names` that can tell the answers to a prompt apart, at least 'sum'.
+
+    Without demonstrations 'contrast' is 0 for every answer, and its loss may still be the lowest of all.
+    """
+    return [name for name in names if form.shots or name != 'contrast'] or ['sum']
+
+
 def of_rows(
     loaded: LoadedModel,
     pool: Sequence[Row],

@@ -138,7 +138,7 @@ def _candidates(comparison: Comparison, trial: Trial) -> list[dict[str, Any]]:
     vectors = predictors.pool_vectors(comparison.model, pool, predictors.settings_of(comparison, trial))
     for instruction in trial.arm.settings['instructions'] or ('',):
         form = predictors.settings_of(comparison, trial, instruction)
-        names = trial.arm.settings['scores']
+        names = choice_scores.of_prompt(trial.arm.settings['scores'], form)
         scored = choice_scores.of_rows(comparison.model, pool, form, task.selection, names, vectors)
         about = {'instruction': instruction, 'shots': form.shots, 'select': form.select}
         tried += [about | each for each in choice_scores.candidates(scored, task.selection, task.classes)]
@@ -165,11 +165,8 @@ def _search(comparison: Comparison, trial: Trial) -> tuple[dict[str, Any], list[
     places = [row.fields['place'] for row in result.demonstrations]
     chosen = {'instruction': result.settings.instruction, 'shots': result.settings.shots}
     chosen |= {'select': result.settings.select, 'places': places}
-    task, names, place_of = (
-        comparison.task,
-        trial.arm.settings['scores'],
-        {row.place: row.fields['place'] for row in pool},
-    )
+    task, place_of = comparison.task, {row.place: row.fields['place'] for row in pool}
+    names = choice_scores.of_prompt(settings['scores'], result.settings)
     scored = choice_scores.of_rows(model, *prompt(comparison, trial, chosen), task.selection, names)
     best = chosen | selection.choose(choice_scores.candidates(scored, task.selection, task.classes))
     tried = [

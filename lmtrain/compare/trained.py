@@ -262,7 +262,9 @@ def _fitted(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> dict[s
     """{'temperature', 'loss', 'accuracy'} of a candidate on the selection rows, and how it scores answers as text."""
     task, rows = comparison.task, comparison.task.selection
     if not TASKS[loaded.config.task.name].has_classes:
-        scored = choice_scores.of_rows(loaded, *prompt(comparison, trial), rows, trial.arm.settings['scores'])
+        pool, form = prompt(comparison, trial)
+        names = choice_scores.of_prompt(trial.arm.settings['scores'], form)
+        scored = choice_scores.of_rows(loaded, pool, form, rows, names)
         return selection.choose(choice_scores.candidates(scored, rows, task.classes))
     log_p = predictor(comparison, trial, loaded, {'temperature': 1.0})(rows)
     temperature = choice_scores.fit_temperature(log_p, rows, task.classes)

@@ -93,6 +93,7 @@ def test_a_base_without_language_head_is_not_prompted(config, text):
         ('few_shot.select', 'closest', r"select = 'closest' is none of random"),
         ('few_shot.shots', -2, 'at least 0, or -1'),
         ('few_shot.scores', ('loudest',), r'scores = .*one or more of sum, per_byte'),
+        ('zero_shot.scores', ('contrast',), r"scores = \('contrast',\) with shots = 0.*add 'sum', or set shots"),
         ('search.search', 'best', r"search = 'best' is none of '', greedy, random"),
         ('head.learning_rates', (), 'give at least one rate'),
         ('head.overrides', (('adapt.metod', 'lora'),), r"unknown field 'adapt.metod', did you mean 'adapt.method'"),

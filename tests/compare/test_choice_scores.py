@@ -53,6 +53,19 @@ def test_scores_of_choices(scored):
     assert alone['contrast'] == pytest.approx(np.log(1 / 3))  # without demonstrations they add nothing
 
 
+@pytest.mark.parametrize(
+    ('names', 'shots', 'left'),
+    [
+        (('sum', 'contrast', 'batch'), 0, ['sum', 'batch']),
+        (('contrast',), 0, ['sum']),
+        (('sum', 'contrast'), 2, ['sum', 'contrast']),
+        (('contrast',), -1, ['contrast']),  # as many as fit
+    ],
+)
+def test_what_demonstrations_add_is_a_score_of_prompts_with_demonstrations(names, shots, left):
+    assert choice_scores.of_prompt(names, FORM._replace(shots=shots)) == left
+
+
 def test_a_pool_that_gives_no_demonstrations_is_not_prepared(scored, monkeypatch):
     pools, score = [], prompting.score
 

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from lmtrain.compare import choice_scores, measures, trained, trials
+from lmtrain.compare import choice_scores, measures, prompted, trained, trials
 from lmtrain.cost import ledger
 from lmtrain.files import read_json_object
 from lmtrain.runtime import lifecycle
@@ -180,6 +180,22 @@ def test_scores_that_are_compared_are_charged_to_the_selection(small):
     embedded = measures.embedding(loaded, *trained.prompt(shared, continued))
     spent = trained._spent(shared, continued, loaded, query, [{}], 2)
     assert spent.flops == pytest.approx(4 * once.flops + 2 * embedded.flops) and embedded.flops > 0
+
+
+@pytest.mark.parametrize(('shots', 'score'), [(0, 'sum'), (2, 'contrast')])
+def test_answers_without_demonstrations_are_not_compared_by_contrast(small, monkeypatch, shots, score):
+    def change(config):
+        config.compare.arms.lora_text.update({'shots': shots, 'scores': ('sum', 'contrast')})
+        config.compare.arms.few_shot.update({'shots': shots, 'scores': ('sum', 'contrast')})
+
+    def last(tried):  # 'contrast', if it is there, and not the score with the lowest loss
+        return tried[-1]
+
+    shared, selected = small(f'contrast{shots}', ('lora_text', 'few_shot'), change, sizes=(4,))
+    by_arm = {trial.arm.name: trial for trial in trials.listed(shared, selected)}
+    monkeypatch.setattr(trained.selection, 'choose', last)
+    assert trained._fitted(shared, by_arm['lora_text'], shared.model)['score'] == score
+    assert prompted._candidates(shared, by_arm['few_shot'])[-1]['score'] == score
 
 
 def test_seconds_of_the_choice_are_part_of_the_creation(small, monkeypatch):
