@@ -185,7 +185,6 @@ FAULTS = {
         ),
         ('the worst prompt gives the break-even', 'best = max(own', 'best = min(own'),
         ('arms that rise more slowly are named', 'gains[arm] > gains[reference]', 'gains[arm] < gains[reference]'),
-        ('fewer rows than there are decide', "max(tested['rows_to_decide'], present + 1)", "tested['rows_to_decide']"),
     ],
     'lmtrain/compare/pages/pareto.py': [
         ('arms of one cost dominate none', 'one[0] <= other[0]', 'one[0] < other[0]'),
@@ -197,6 +196,7 @@ FAULTS = {
         ('p without correction decides', "return tested['p_holm'] < LEVEL", "return tested['p'] < LEVEL"),
     ],
     'lmtrain/compare/pages/values.py': [
+        ('fewer rows than there are decide', "max(tested['rows_to_decide'], present + 1)", "tested['rows_to_decide']"),
         ('an arm without rows has no result at a size', 'scored.get(size, scored.get(0))', 'scored.get(size)'),
         ('ends of a turned interval are in the wrong order', '[-limits[1], -limits[0]]', '[-limits[0], -limits[1]]'),
         (

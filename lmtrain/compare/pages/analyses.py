@@ -181,18 +181,19 @@ def pairs(results: Results, advice: Recommendation) -> list:
     columns += [Column('detectable'), Column('rows to decide')]
     size, arm = advice.choice.size, advice.choice.arm or advice.choice.leader
     own = [values.pair(results, arm, other, size) for other in values.scored(results, size)]
-    blocks: list = [Paragraph(text), Table(columns, [_pair(pair) for pair in own if pair])]
+    blocks: list = [Paragraph(text), Table(columns, [_pair(results, pair) for pair in own if pair])]
     for rows in sorted({pair['size'] for pair in tested}, reverse=True):
         ranked = sorted((pair for pair in tested if pair['size'] == rows), key=lambda pair: -abs(pair['difference']))
         summary = f'{terminal.counted(rows, "training row")}: {terminal.counted(len(ranked), "pair")}'
-        blocks.append(Table(columns, [_pair(values.positive(pair)) for pair in ranked], summary=summary))
+        blocks.append(Table(columns, [_pair(results, values.positive(pair)) for pair in ranked], summary=summary))
     return blocks
 
 
-def _pair(pair: Mapping[str, Any]) -> list[Cell]:
-    holm, within, rows = (pair.get(name) for name in ('p_holm', 'p_equivalent_holm', 'rows_to_decide'))
+def _pair(results: Results, pair: Mapping[str, Any]) -> list[Cell]:
+    holm, within = (pair.get(name) for name in ('p_holm', 'p_equivalent_holm'))
     significant, equivalent = (p is not None and p < LEVEL for p in (holm, within))
     decided = significant or equivalent or 'rows_to_decide' not in pair
+    rows = None if decided else values.rows_to_decide(results, pair)
     return [
         Cell(' − '.join(pair['arms']), significant),
         Cell(points(pair['difference']), significant),
@@ -201,5 +202,5 @@ def _pair(pair: Mapping[str, Any]) -> list[Cell]:
         Cell(values.probability(holm), significant),
         Cell(values.probability(within), equivalent),
         Cell(_points(pair.get('detectable'))),
-        Cell('' if decided else values.count(rows) if rows else 'more seeds'),
+        Cell('' if decided else values.count(rows) if rows is not None else 'more seeds'),
     ]

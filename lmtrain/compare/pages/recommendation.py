@@ -197,16 +197,16 @@ def _changes(results: Results, choice: Choice) -> list[str]:
 
 def _more_test_rows(results: Results, choice: Choice) -> list[str]:
     """How many test rows would decide about the undecided arms, if the differences stay as they are."""
-    present = ((results.get('task') or {}).get('rows') or {}).get('test') or 0
     needed, never = {}, []
     for other in choice.undecided:
         tested = values.pair(results, choice.leader, other, choice.size)
         if not tested or 'rows_to_decide' not in tested:
             continue
-        if tested['rows_to_decide'] is None:
+        rows = values.rows_to_decide(results, tested)
+        if rows is None:
             never.append(other)
         else:
-            needed[other] = max(tested['rows_to_decide'], present + 1)
+            needed[other] = rows
     texts = [
         f'{terminal.number(rows, significant=2)} rows decide about {other}'
         for other, rows in sorted(needed.items(), key=lambda each: each[1])[:4]

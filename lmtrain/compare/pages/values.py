@@ -64,6 +64,12 @@ def pair(results: Results, one: str, other: str, size: int) -> dict[str, Any] | 
     return None
 
 
+def rows_to_decide(results: Results, tested: Mapping[str, Any]) -> int | None:
+    """About how many test rows would decide about an undecided pair, more than there are; None: no number does."""
+    present = ((results.get('task') or {}).get('rows') or {}).get('test') or 0
+    return None if tested['rows_to_decide'] is None else max(tested['rows_to_decide'], present + 1)
+
+
 def positive(tested: Mapping[str, Any]) -> dict[str, Any]:
     """The test with the more accurate arm first."""
     return dict(tested) if tested['difference'] >= 0 else _reversed(tested)

@@ -152,6 +152,16 @@ def test_break_even_without_a_crossing(comparison):
     ].panels == []
 
 
+@pytest.mark.parametrize(('needed', 'text'), [(0, '201'), (4321, '4.32k'), (None, 'more seeds')])
+def test_an_undecided_pair_says_what_would_decide(comparison, needed, text):
+    equal = ('train', 0.4, 0.88, 10, 1e13, 4e9)
+    results = comparison(arms={'lora': equal, 'head': equal}, rows=200)
+    for pair in results['pairs']:
+        pair |= {'rows_to_decide': needed, 'p_holm': 0.5, 'p_equivalent_holm': 0.5}
+    blocks = analyses.pairs(results, recommendation.recommend(results))
+    assert {row[-1].text for block in blocks if isinstance(block, Table) for row in block.rows} == {text}
+
+
 def test_pairs_are_turned_and_ordered(content):
     own, *tables = [block for block in content['pairs'].blocks if isinstance(block, Table)]
     assert [row[0].text for row in own.rows[:2]] == ['lora − full', 'lora − last-layers'] and len(own.rows) == 9

@@ -12,6 +12,12 @@ def test_pair_is_turned_to_the_order_of_the_question(comparison):
     assert values.pair(results, 'lora', 'head', 7) is None and values.pair(results, 'lora', 'nobody', 512) is None
 
 
+@pytest.mark.parametrize(('needed', 'shown'), [(0, 101), (40, 101), (100, 101), (4321, 4321), (None, None)])
+def test_an_undecided_pair_needs_more_rows_than_there_are(comparison, needed, shown):
+    results = comparison(rows=100)
+    assert values.rows_to_decide(results, results['pairs'][0] | {'rows_to_decide': needed}) == shown
+
+
 def test_costs_are_means_over_seeds(comparison):
     results = comparison()
     own = [trial for trial in results['trials'] if trial['arm'] == 'lora' and trial['size'] == 512]
