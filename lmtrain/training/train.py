@@ -54,7 +54,7 @@ def train(config, directory, extend: bool = False, programs: dict[Any, Any] | No
         screen = stack.enter_context(progress.on(progress.Screen(output)))
         run = dataclasses.replace(build(*resolve(config, directory, extend=extend)), programs=programs)
         watchdog = stack.enter_context(lifecycle.Watchdog(**config.watchdog))
-        changed = _claim(stack, run, directory)
+        changed = _claim(stack, run, directory, stored := run.initial.stored(run.shapes))
         # All see the folder as process 0 does: `workdir.check_shared`.
         if (directory / 'results.json').exists() and (results := _finished(run, directory, changed, screen)):
             return results
@@ -66,7 +66,7 @@ def train(config, directory, extend: bool = False, programs: dict[Any, Any] | No
         checkpoints = stack.enter_context(Checkpoints(directory / 'checkpoints', **config.checkpoint, branch=branch))
         signals = stack.enter_context(lifecycle.Signals())
         with progress.phase('restoring the last checkpoint'):
-            saved, extra = checkpoints.restore(run.initial.stored(run.shapes)) or (None, NEW)
+            saved, extra = checkpoints.restore(stored) or (None, NEW)
         finished = _is_over(run, extra)
         # The step compiles on a thread while the first state is created or completed.
         compiling = None if finished else stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_steps)
@@ -129,8 +129,10 @@ def _finished(run: Run, directory: Path, changed, screen: progress.Screen) -> di
     return results
 
 
-def _claim(stack: contextlib.ExitStack, run: Run, directory: Path) -> list[workdir.ConfigDifference]:
+def _claim(stack: contextlib.ExitStack, run: Run, directory: Path, stored) -> list[workdir.ConfigDifference]:
     """Checks that all processes run the same and that the run fits on disk and in device memory; locks the folder.
+
+    `stored`: the shapes of what a checkpoint has.
 
     Returns the fields of the config that differ from the saved ones and may. Raises InputError, OSError.
     """
@@ -140,7 +142,7 @@ def _claim(stack: contextlib.ExitStack, run: Run, directory: Path) -> list[workd
         facts = {'config': run.resolved, 'code': multihost.source_hash()} | versions() | run.fingerprints
         multihost.assert_same(tree.flatten(facts))
     count = config.checkpoint.keep_last + config.checkpoint.keep_best + (config.schedule.name == 'wsd')
-    workdir.check(directory, tree.size(run.shapes), count)
+    workdir.check(directory, tree.size(stored), count)
     if several:
         workdir.check_shared(directory)
     preflight.check_memory(run.memory, run.mesh.local_devices[0])

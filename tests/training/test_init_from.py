@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -13,8 +14,9 @@ import tokenizers
 
 from configs import tiny
 from lmtrain import tree
+from lmtrain.checkpoint import manifest
 from lmtrain.models import generation, load_pretrained, pretrained
-from lmtrain.training import build, export, init_from, load, resolve, train
+from lmtrain.training import build, export, init_from, load, resolve, train, workdir
 
 STEPS = 4
 
@@ -248,6 +250,17 @@ def test_every_source_is_evaluated_before_and_after(folder, tmp_path):
     for each in (alone, beside):
         assert each['after']['loss'] != each['before']['loss']
     assert 'Gained and forgotten' in (tmp_path / 'run' / 'report.md').read_text()
+
+
+def test_space_on_disk_is_that_of_the_leaves_that_are_saved(folder, tmp_path, monkeypatch):
+    """Without the frozen base, which no checkpoint has."""
+    asked, check = [], workdir.check
+    monkeypatch.setattr(workdir, 'check', lambda path, size, keep: asked.append(size) or check(path, size, keep))
+    config = on_base(folder, adapt__method='lora')
+    train.train(config, tmp_path / 'run')
+    saved = manifest.read(tmp_path / 'run' / 'checkpoints' / str(STEPS))['leaves'].values()
+    sizes = [math.prod(leaf['shape']) * np.dtype(leaf['dtype']).itemsize for leaf in saved]
+    assert asked == [sum(sizes)] and sum(sizes) < tree.size(build.build(*resolve.resolve(config)).shapes)
 
 
 @pytest.mark.parametrize(
