@@ -281,13 +281,14 @@ class Loop:
             self.abort(f'the validation loss after step {self.step:,} is {self.validation["loss"]}')
         self.metric = statistics.fmean(losses)
 
-    def domains(self, state) -> dict[str, Any]:
-        """The validation loss on this data and on each of config.evaluate.sources."""
+    def domains(self, state, known=()) -> dict[str, Any]:
+        """The validation loss on this data and on each of config.evaluate.sources, but for the names in `known`."""
         self.watchdog.expect('evaluate')
         streams = evaluate.domains(self.parts)
         return {
             name: evaluate.evaluate(self.eval_step, state.params, {name: (1.0, stream)}, self.to_devices)
             for name, stream in streams.items()
+            if name not in known
         }
 
     def save(self, state):

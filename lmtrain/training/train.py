@@ -195,12 +195,21 @@ def _record_start(
 
 
 def _evaluate_before(loop: Loop, state, directory: Path) -> dict[str, Any]:
-    """The evaluation of each of config.evaluate.sources before the first step, kept in before.json."""
-    path = directory / 'before.json'
-    # Process 0 alone reads the folder: what it finds decides for all whether they evaluate.
-    measured = {} if multihost.all_gather_object(path.exists())[0] else loop.domains(state)
-    first = jax.process_index() == 0
-    return multihost.all_gather_object(workdir.load_or_create(path, lambda: measured) if first else None)[0]
+    """The evaluation of each of config.evaluate.sources before the first step, kept in before.json.
+
+    Sources that a later start adds are measured on the parameters before the first step, which are drawn or read again.
+    """
+    path, run, first = directory / 'before.json', loop.parts, jax.process_index() == 0
+    # Process 0 alone reads the folder: what it finds decides for all what they evaluate.
+    known = multihost.all_gather_object(workdir.read(path) if first and path.exists() else {})[0]
+    if {run.config.data.source, *run.config.evaluate.sources} <= known.keys():
+        return known
+    if loop.step:
+        state = state.replace(trainable=run.initial.on_mesh(lambda state: state.trainable))
+    known |= loop.domains(state, known)
+    if first:
+        files.write_json(path, known, indent=1)
+    return known
 
 
 def _write_results(run: Run, state, directory: Path, results: dict[str, Any], finished: bool) -> None:

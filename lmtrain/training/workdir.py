@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -256,13 +256,6 @@ def _pools(config: dict[str, Any]) -> bool:
     task = TASKS.get(config.get('task.name'))
     loss = task and task.losses.get(config.get('objective.name') or next(iter(task.losses)))
     return loss is not None and has_setting(loss, 'pool')
-
-
-def load_or_create(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The object in a JSON file; if there is no file, `make()`, which is written there for later starts."""
-    if not path.exists():
-        write_json(path, make(), indent=1)
-    return read(path)
 
 
 def record(workdir: str | os.PathLike, resumed_from: int | None, changed: list[ConfigDifference], **facts: Any) -> None:

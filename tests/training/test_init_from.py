@@ -1,5 +1,6 @@
 """A run on a base: its initial parameters, the content of its checkpoints, refused bases, and its export."""
 
+import functools
 import importlib
 import json
 import math
@@ -250,6 +251,17 @@ def test_every_source_is_evaluated_before_and_after(folder, tmp_path):
     for each in (alone, beside):
         assert each['after']['loss'] != each['before']['loss']
     assert 'Gained and forgotten' in (tmp_path / 'run' / 'report.md').read_text()
+
+
+@pytest.mark.parametrize('start', [recipe, functools.partial(on_base, adapt__method='lora')])
+def test_sources_of_a_later_start_are_measured_before_the_first_step(folder, tmp_path, start):
+    texts = str(folder / '1*.txt'), str(folder / '2*.txt')
+    train.train(start(folder), tmp_path / 'run')
+    first = train.train(start(folder, evaluate__sources=texts[:1]), tmp_path / 'run')['domains']
+    second = train.train(start(folder, evaluate__sources=texts), tmp_path / 'run')['domains']
+    fresh = train.train(start(folder, evaluate__sources=texts), tmp_path / 'fresh')['domains']
+    assert second == fresh and first == {name: fresh[name] for name in first} and len(fresh) == 3
+    assert all(each['before']['loss'] != each['after']['loss'] for each in fresh.values())
 
 
 def test_space_on_disk_is_that_of_the_leaves_that_are_saved(folder, tmp_path, monkeypatch):
