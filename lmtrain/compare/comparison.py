@@ -32,7 +32,7 @@ from lmtrain.models import hub
 from lmtrain.report import terminal
 from lmtrain.runtime import lifecycle
 from lmtrain.training import workdir
-from lmtrain.training.init_from import open_base
+from lmtrain.training.init_from import check_is_one_model, open_base
 
 EXECUTE = {'train': trained.run, 'prompt': prompted.run}
 
@@ -101,6 +101,7 @@ def assemble(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparis
             '`lmtrain train --config=configs/compare_base.py --workdir=runs/base` writes'
         )
     config.init.base = hub.local_directory(config.init.base)
+    check_is_one_model(config.init.base, 'config.init.base')
     for section, field in (('compare', 'seeds'), ('evaluate', 'every_steps')):
         if config[section][field] < 1:
             raise InputError(f'config.{section}.{field} = {config[section][field]}: it must be at least 1')

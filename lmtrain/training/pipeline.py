@@ -18,6 +18,7 @@ from lmtrain.models.virtual_tokens import room
 from lmtrain.report import terminal
 from lmtrain.tasks import TASKS, policy
 from lmtrain.training import load as loading
+from lmtrain.training import sweep
 from lmtrain.training import train as training
 from lmtrain.training.checks import check_settings
 
@@ -63,6 +64,12 @@ def run(name: str, configs: Mapping[str, Any], workdir) -> list[dict[str, Any]]:
             check_settings(configs[stage.name])
         except InputError as error:
             raise InputError(f'the stage {stage.name}: {error}') from None
+        for source in filter(None, (stage.base, stage.reward_model)):
+            if (members := sweep.of(configs[source])) and not (workdir / stage.name / 'config.json').exists():
+                raise InputError(
+                    f'the stage {source}: config.sweep has {len(members)} members, and the stage {stage.name} starts '
+                    'from one model: leave its lists empty'
+                )
     rows = held_out_rows(configs[stages[0].name])
     measured = configs[stages[0].name]
     _prompts(rows, measured.task.text)  # raises

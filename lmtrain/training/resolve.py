@@ -12,13 +12,14 @@ import jax
 import ml_collections
 
 from lmtrain.errors import InputError
+from lmtrain.files import local_path
 from lmtrain.models import hub
 from lmtrain.parallel import vocab_padding
 from lmtrain.runtime import multihost
 from lmtrain.tasks import TASKS
 from lmtrain.training import longer, workdir
 from lmtrain.training.checks import check_settings
-from lmtrain.training.init_from import Base, open_base, settings
+from lmtrain.training.init_from import Base, check_is_one_model, open_base, settings
 
 
 def resolve(
@@ -49,7 +50,13 @@ def resolve(
         config.task.date = config.task.date or saved['task']['date']
     if base is None and config.init.base:
         config.init.base = hub.local_directory(config.init.base)
+        if not saved:
+            check_is_one_model(config.init.base, 'init.base')
         base = open_base(config.init.base, config.init.adapter, config.init.ignore)
+    if config.reward.model and not saved:
+        check_is_one_model(
+            str(local_path(config.reward.model, 'config.reward.model', config.data.root)), 'reward.model'
+        )
     if base is None:
         _check_drawn(config)
     else:

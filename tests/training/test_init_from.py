@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import tokenizers
 
+import lmtrain
 from configs import tiny
 from lmtrain import tree
 from lmtrain.checkpoint import manifest
+from lmtrain.compare import comparison
+from lmtrain.errors import InputError
 from lmtrain.models import generation, load_pretrained, pretrained
 from lmtrain.training import build, export, init_from, load, resolve, train, workdir
 
@@ -262,6 +265,28 @@ def test_sources_of_a_later_start_are_measured_before_the_first_step(folder, tmp
     fresh = train.train(start(folder, evaluate__sources=texts), tmp_path / 'fresh')['domains']
     assert second == fresh and first == {name: fresh[name] for name in first} and len(fresh) == 3
     assert all(each['before']['loss'] != each['after']['loss'] for each in fresh.values())
+
+
+def test_sweep_is_no_base(folder, tmp_path, monkeypatch):
+    """A run by an earlier version, which took member 0, goes on."""
+    config, refused = on_base(folder, init__base=str(tmp_path / 'sweep')), 'is a sweep of 2 members'
+    train.train(recipe(folder, sweep__seeds=(0, 1)), tmp_path / 'sweep')
+    with pytest.raises(InputError, match=f'^init.base = .*/sweep {refused}.*--member=N --to=DIR'):
+        train.train(config, tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'config.json').exists()
+    with pytest.raises(InputError, match=f'^reward.model = .*/sweep {refused}'):
+        resolve.resolve(recipe(folder, reward__model=str(tmp_path / 'sweep')))
+    with pytest.raises(InputError, match=f'^config.init.base = .*/sweep {refused}'):
+        comparison.assemble(config, tmp_path, [])
+    with pytest.raises(InputError, match=f'^init.base = .*/sweep {refused}'):
+        lmtrain.load(tmp_path / 'sweep', adapter='some')
+    with monkeypatch.context() as patch:
+        patch.setattr(resolve, 'check_is_one_model', lambda *_: None)
+        results = train.train(config, tmp_path / 'run')
+    assert train.train(config, tmp_path / 'run') == results
+    export.export(tmp_path / 'sweep', tmp_path / 'one', 'hf', member=1)
+    run = build.build(*resolve.resolve(on_base(folder, init__base=str(tmp_path / 'one'))))
+    assert_equal(flat(run.initial.on_mesh().params), flat(load.load_run(tmp_path / 'sweep', member=1).params))
 
 
 def test_space_on_disk_is_that_of_the_leaves_that_are_saved(folder, tmp_path, monkeypatch):

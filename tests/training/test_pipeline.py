@@ -190,6 +190,16 @@ def test_settings_of_later_stages_are_checked_before_the_first_is_trained(traine
     assert not list(tmp_path.iterdir())
 
 
+def test_a_stage_that_others_start_from_is_no_sweep(trained, tmp_path):
+    _, configs, _ = trained
+    first = configs['first'].copy_and_resolve_references().unlock()
+    first.sweep.seeds = (0, 1)
+    message = 'the stage first: config.sweep has 2 members, and the stage second starts from one model'
+    with pytest.raises(InputError, match=message):
+        pipeline.run('both', configs | {'first': first}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_finished_stage_keeps_its_settings(trained):
     folder, configs, _ = trained
     changed = configs['first'].copy_and_resolve_references()
