@@ -229,13 +229,28 @@ def by_path(
 
 
 def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`tx` on every layer of leaves [N, ...] separately."""
+    """`tx` on every layer of leaves [N, ...] separately.
+
+    The state is that of `tx` with the axis [N]. Segments of several sizes N have one such state per size, by its name.
+    """
+
+    def by_size(params):
+        """{name of a size: the leaves of its segments}."""
+        leaves = tree.flatten(params)
+        sizes = sorted({leaf.shape[0] for leaf in leaves.values()})
+        parts = [{path: leaf for path, leaf in leaves.items() if leaf.shape[0] == size} for size in sizes]
+        return {f'segments_of_{size}': tree.unflatten(part) for size, part in zip(sizes, parts)}
 
     def init(params):
-        return jax.vmap(tx.init)(params) if params else optax.EmptyState()
+        states = {size: jax.vmap(tx.init)(part) for size, part in by_size(params).items()}
+        return states if len(states) > 1 else next(iter(states.values()), optax.EmptyState())
 
     def update(updates, state, params=None):
-        return jax.vmap(tx.update)(updates, state, params) if updates else (updates, state)
+        gradients, of = by_size(updates), by_size(params or {})
+        if len(gradients) < 2:  # no size has a name in the state
+            return jax.vmap(tx.update)(updates, state, params) if updates else (updates, state)
+        done = {size: jax.vmap(tx.update)(part, state[size], of.get(size)) for size, part in gradients.items()}
+        return tree.join(*(one for one, _ in done.values())), {size: new for size, (_, new) in done.items()}
 
     return optax.GradientTransformation(init, update)
 

@@ -297,6 +297,27 @@ def test_layers_of_a_stack_are_independent(name):
             np.testing.assert_allclose(stacked[path][1:2], leaf, rtol=1e-4, atol=1e-5, err_msg=path)
 
 
+@pytest.mark.parametrize('name', ['muon', 'adafactor', 'adamw'])
+def test_segments_of_several_sizes_get_what_the_stack_gets(name):
+    """And their state has the paths of the parameters, by which it is sharded."""
+    tx, first, grads = optimizer.optimizer(name, **PLAIN), params(), [params(seed) for seed in (3, 4)]
+    whole = leaves(tree.cut(run(tx, first, grads), (1, N - 1)))
+    cut = [tree.cut(each, (1, N - 1)) for each in (first, *grads)]
+    for path, leaf in leaves(run(tx, cut[0], cut[1:])).items():
+        np.testing.assert_allclose(leaf, whole[path], rtol=1e-5, atol=1e-6, err_msg=path)
+    state = jax.tree_util.tree_leaves_with_path(tx.init(cut[0]))
+    paths = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in state]
+    for path in leaves({name: part for name, part in cut[0].items() if name.startswith('layers')}):
+        assert any(own.endswith(f'/{path}') for own in paths), path
+
+
+def test_state_of_segments_of_one_size_has_no_names_of_sizes():
+    """A run that was saved before segments could differ in size goes on."""
+    tx = optimizer.per_layer(optax.trace(0.9))
+    two = {f'layers_{i}': {'scale': jnp.ones((2, D))} for i in range(2)}
+    assert jax.tree.structure(tx.init(two)) == jax.tree.structure(optax.TraceState(two))
+
+
 def test_muon_orthogonalises_the_matrices_of_layers():
     first = params()
     tx = optimizer.optimizer('muon', **PLAIN | {'weight_decay': 0.0})
