@@ -434,7 +434,7 @@ FAULTS = {
     'lmtrain/report/evaluations.py': [
         ('the older of two equal steps is the best', '(measured[step], -step)', '(measured[step], step)'),
         ('an improvement does not count', 'if loss < best else', 'if loss < 0 * best else'),
-        ('the best member is that of all rates', 'min(means, key=means.get)', 'max(means, key=means.get)'),
+        ('the best member is that of all rates', 'min(ranks, key=ranks.get)', 'max(ranks, key=ranks.get)'),
     ],
     'lmtrain/report/trackers.py': [
         ('each start is a run of its own', 'if name not in ids:', 'if name:'),

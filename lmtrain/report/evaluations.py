@@ -206,14 +206,20 @@ def by_rate(rates: Sequence[float]) -> dict[float, list[int]]:
 
 
 def best_member(rates: Sequence[float], measured: Sequence[float]) -> int:
-    """The member with the lowest loss, of the learning rate with the lowest mean loss; one that diverged is the last.
+    """The member with the lowest loss, of the learning rate with the lowest mean loss.
+
+    A rate is behind those of which a smaller share of members has diverged; its mean is that of the others.
 
     >>> best_member((0.1, 0.1, 0.2, 0.2), (1.0, 3.0, 1.6, 1.5)), best_member((0.1, 0.2, 0.2), (1.0, 0.1, math.nan))
     (3, 0)
+    >>> best_member((1.0, 1.0, 0.1, 0.1), (math.nan, math.nan, math.nan, 1.5))
+    3
     """
-    known = [loss if math.isfinite(loss) else math.inf for loss in measured]
-    means = {rate: sum(known[index] for index in of) / len(of) for rate, of in by_rate(rates).items()}
-    return min(by_rate(rates)[min(means, key=means.get)], key=lambda index: known[index])
+    known, ranks = [loss if math.isfinite(loss) else math.inf for loss in measured], {}
+    for rate, of in by_rate(rates).items():
+        finite = [known[index] for index in of if known[index] < math.inf]
+        ranks[rate] = 1 - len(finite) / len(of), sum(finite) / len(finite) if finite else math.inf
+    return min(by_rate(rates)[min(ranks, key=ranks.get)], key=lambda index: known[index])
 
 
 def best_of_sweep(swept: Mapping[str, Any]) -> str:

@@ -111,3 +111,17 @@ def test_a_policy_is_ranked_by_its_reward(tmp_path):
 
     assert best((10, 0.25), (20, 0.5)) == 'step 20, the last, has the highest reward of 2 evaluations'
     assert best((10, 0.5), (20, 0.25)) == 'step 10: reward 0.5000; the last, 20: 0.2500; it is not saved'
+
+
+@pytest.mark.parametrize(
+    'measured, best',
+    [
+        ((math.nan, math.nan, math.nan, 1.5), 3),
+        ((math.nan, 1.0, math.inf, 0.5), 3),  # as many have diverged of both rates
+        ((0.5, math.nan, 3.0, 2.0), 3),
+        ((2.0, 1.0, math.nan, 0.5), 1),
+        ((math.nan,) * 4, 0),
+    ],
+)
+def test_a_rate_is_behind_those_of_which_fewer_members_diverged(measured, best):
+    assert evaluations.best_member((1.0, 1.0, 0.01, 0.01), measured) == best
