@@ -16,7 +16,8 @@ MEASURED = ('loss', 'accuracy', 'shots_mean', 'prompt_tokens', 'dropped', 'cut')
 def evaluated(folder: Path, learning_rates: Sequence[float]) -> list[dict[str, Any]]:
     """{'learning_rate', 'member', 'step', 'loss', 'accuracy'} of each member of a run at each evaluated step.
 
-    Only steps with a checkpoint, which alone can be chosen. The loss is that of the training task.
+    Only steps with a checkpoint, which alone can be chosen. The loss is that of the training task; it and the accuracy
+    are None if the loss is not finite.
     """
     saved, candidates = set(checkpoint.steps(folder / 'checkpoints')), []
     for line in read_json_lines(folder / 'metrics.jsonl'):
@@ -26,7 +27,8 @@ def evaluated(folder: Path, learning_rates: Sequence[float]) -> list[dict[str, A
         accuracies = line.get('validation_accuracy_members', [line.get('validation_accuracy')] * len(losses))
         for member, (rate, loss, accuracy) in enumerate(zip(learning_rates, losses, accuracies, strict=True)):
             about = {'learning_rate': rate, 'member': member, 'step': line['step']}
-            candidates.append(about | {'loss': loss, 'accuracy': accuracy})
+            finite = math.isfinite(float(loss))  # a line of metrics.jsonl has 'nan' as text
+            candidates.append(about | {'loss': loss if finite else None, 'accuracy': accuracy if finite else None})
     return candidates
 
 

@@ -253,6 +253,8 @@ class Loop:
         if self.sampler:
             self.sampled['evaluation_flops'] = self.sampler.held_out_flops
         if self.parts.initial.members:
+            skipped = np.asarray(state.counters['skipped_in_a_row']).tolist()
+            validation = sweep.without_diverged(validation, skipped, MAX_SKIPPED_IN_A_ROW)
             validation = sweep.of_best_rate(self.parts.initial.members, validation)
         rises = self.validation is not None and validation['loss'] > self.validation['loss']
         self.rises = self.rises + 1 if rises else 0

@@ -212,6 +212,29 @@ def summary(evaluations: Sequence[dict[str, float]]) -> dict[str, Any]:
     }
 
 
+def without_diverged(values: dict[str, Any], skipped_in_a_row: Sequence[int], limit: int) -> dict[str, Any]:
+    """A `summary` with nan for every measure of the members that skipped `limit` updates in a row, and for its mean.
+
+    Alone such a member would have ended: it keeps its parameters, whose loss is that of the last update.
+
+    Args:
+      skipped_in_a_row: [W].
+    """
+    diverged = [index for index, count in enumerate(skipped_in_a_row) if count >= limit]
+    if not diverged:
+        return values
+
+    def mark(values):
+        names = {name for name in values if name + SUFFIX in values} - {'targets', 'bytes'}
+        each = {name: [*values[name + SUFFIX]] for name in names}
+        for own, index in itertools.product(each.values(), diverged):
+            own[index] = math.nan
+        return values | dict.fromkeys(names, math.nan) | {name + SUFFIX: own for name, own in each.items()}
+
+    sources = {name: mark(own) for name, own in values.get('sources', {}).items()}
+    return mark(values) | ({'sources': sources} if sources else {})
+
+
 def rates(members: Sequence[Member]) -> dict[float, list[int]]:
     """{learning rate: indices of its members}."""
     return evaluations.by_rate([member.learning_rate for member in members])

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from lmtrain.adapt import lora
 from lmtrain.models import Transformer
 from lmtrain.parallel import sharding
 from lmtrain.tasks import token_loss
-from lmtrain.training import build, load, resolve, state, step, sweep, train
+from lmtrain.training import build, choose, evaluate, load, resolve, state, step, sweep, train
 
 LEARNS = 'layers/(mlp|attention_norm)/.*|final_norm/.*'
 STEPS, ROWS, LENGTH, VOCAB = 20, 8, 12, 32
@@ -244,6 +245,38 @@ def test_means_are_over_the_members_of_the_best_rate():
     assert sweep.line(chosen, own) == 'rate 0.1: mean loss 4.0000; rate 0.2: mean loss 2.0000'
     same = members((0, 1))
     assert sweep.of_best_rate(same, {'loss': 2.5, 'loss_members': [1.0, 4.0]})['loss'] == 2.5
+
+
+def test_member_whose_updates_are_all_skipped_has_no_loss():
+    """Its parameters are finite, and so is their loss."""
+    own = {'loss': 3.0, 'loss_members': [2.0, 4.0], 'targets': 8.0, 'targets_members': [8.0, 8.0]}
+    own |= {'sources': {'a': {'loss': 1.5, 'loss_members': [1.0, 2.0]}}}
+    marked = sweep.without_diverged(own, [5, 4], 5)
+    assert marked['targets_members'] == [8.0, 8.0] and marked['loss_members'][1] == 4.0
+    for values in (marked, marked['sources']['a']):
+        assert math.isnan(values['loss']) and math.isnan(values['loss_members'][0])
+    chosen = sweep.of_best_rate(members((0,), (0.1, 0.2)), marked)
+    assert (chosen['loss'], chosen['sources']['a']['loss']) == (4.0, 2.0)
+    assert own['loss_members'] == [2.0, 4.0] and sweep.without_diverged(own, [0, 4], 5) == own
+
+
+@pytest.mark.parametrize('broken', [0, 1])
+def test_rate_that_diverges_is_never_the_best(config, tmp_path, monkeypatch, broken):
+    """Even if its last finite parameters have the lower loss; alone it would have ended."""
+    config.sweep.learning_rates = (1e30, 1e-2) if not broken else (1e-2, 1e30)
+    config.schedule.warmup, config.evaluate.every_steps, config.sample.prompts = 0.0, 8, ()
+    run_evaluation = evaluate.evaluate
+
+    def finite(*arguments):
+        losses = [9.0, 9.0]
+        losses[broken] = 1.0
+        return run_evaluation(*arguments) | {'loss_members': losses}
+
+    monkeypatch.setattr(evaluate, 'evaluate', finite)
+    results = train.train(config, tmp_path / 'run')
+    assert results['sweep']['best'] == 1 - broken and results['validation']['loss'] == 9.0
+    assert math.isnan(results['sweep']['members'][broken]['loss'])
+    assert choose.choose(tmp_path / 'run').member == 1 - broken
 
 
 @pytest.mark.slow
