@@ -332,6 +332,8 @@ class Loop:
         """The content of results.json."""
         cost = {'steps': self.step} | self.cost() | {'epochs': self.step / self.parts.steps_per_epoch}
         cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
+        skipped = int(np.sum(np.asarray(state.counters['skipped'])))  # of all members of a sweep
+        cost |= {'skipped': skipped} if skipped else {}
         results = {
             'validation': self.validation,
             'unit': self.parts.task.unit,

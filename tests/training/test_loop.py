@@ -153,6 +153,18 @@ def test_cost_is_the_sum_over_starts(config, tmp_path, monkeypatch):
     assert cost['step_memory'] > first['step_memory'] > 4 * cost['parameters']  # fewer devices, more rows on each
 
 
+@pytest.mark.parametrize('sweep', [{}, {'seeds': (0, 1)}])
+def test_skipped_updates_are_reported(config, tmp_path, monkeypatch, sweep):
+    config.sdc_check_every = STEPS - 1
+    config.sweep.update(sweep)
+    broken = lambda train_step, _: lambda state, batch, _: train_step(state, batch, np.float32(math.nan))  # noqa: E731
+    monkeypatch.setattr(loop.sdc, 'run_twice', broken)
+    results, skipped = train.train(config, tmp_path / 'run'), max(len(sweep.get('seeds', ())), 1)
+    assert results['cost']['skipped'] == skipped
+    report = (tmp_path / 'run' / 'report.md').read_text(encoding='utf-8')
+    assert f'| updates skipped because of a non-finite gradient | {skipped} |' in report
+
+
 def test_run_ends_at_the_fifth_skipped_step_in_a_row():
     class Aborted(Exception):
         pass
