@@ -12,6 +12,7 @@ from typing import Any
 
 from lmtrain.files import flatten_fields, read_json, read_json_lines
 from lmtrain.report import calibration, evaluations, plot, terminal
+from lmtrain.report.writers import numbers
 
 LN2 = math.log(2)
 BEST_OF_SWEEP = 'The best is the lowest loss of the rate with the lowest mean; the figures above are those of its rate.'
@@ -56,6 +57,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         raise FileNotFoundError(f'{folder} has no config.json: it is not the folder of a run')
     config = {name: value for name, value in read_json(folder / 'config.json').items() if name != 'version'}
     results = read_json(folder / 'results.json') if (folder / 'results.json').exists() else {}
+    results = numbers(results) if 'sweep' in results else results
     names = ('metrics', 'timings', 'lineage', 'completions')
     lines, timings, starts, completions = (read_json_lines(folder / f'{name}.jsonl') for name in names)
     baselines = results.get('baselines') or {}

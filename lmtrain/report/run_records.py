@@ -62,7 +62,7 @@ def read(folder: pathlib.Path) -> Record:
             problems.append(str(error).removeprefix(f'{folder}{os.sep}'))
             return {}
 
-    config, results, trial = part('config.json'), part('results.json'), part('trial.json')
+    config, results, trial = part('config.json'), numbers(part('results.json')), part('trial.json')
     if not config and not trial and not problems:
         problems.append('there is no config.json')
     record |= flatten_fields({name: value for name, value in config.items() if name != 'version'})

@@ -104,7 +104,7 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, dict):
         return {name: plain(each) for name, each in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [plain(each) for each in value]
     value = value.item() if hasattr(value, 'item') else value
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,6 +13,7 @@ from lmtrain import tree
 from lmtrain.files import read_json_lines, read_json_object
 from lmtrain.models import Transformer
 from lmtrain.report import terminal
+from lmtrain.report.writers import numbers
 from lmtrain.tasks import TASKS
 
 FILE = 'README.md'
@@ -38,7 +39,7 @@ def write(
       licence: an identifier such as 'apache-2.0'; '' is unknown.
     """
     config, folder = opened.config, Path(workdir)
-    results = read_json_object(folder / 'results.json') if (folder / 'results.json').is_file() else {}
+    results = numbers(read_json_object(folder / 'results.json')) if (folder / 'results.json').is_file() else {}
     starts = read_json_lines(folder / 'lineage.jsonl')
     command = next((start['command'] for start in reversed(starts) if start.get('command')), '')
     task = TASKS[config.task.name]

@@ -18,7 +18,7 @@ from lmtrain.parallel import sharding
 from lmtrain.report import evaluations, metrics, page, summary, terminal, trackers
 from lmtrain.report.live import Live
 from lmtrain.report.provenance import provenance, versions
-from lmtrain.report.writers import Writers
+from lmtrain.report.writers import Writers, numbers, plain
 from lmtrain.runtime import lifecycle, multihost, preflight, progress
 from lmtrain.training import evaluate, longer, next_steps, reference, samples, workdir
 from lmtrain.training.build import build
@@ -121,7 +121,7 @@ def _finished(run: Run, directory: Path, changed, screen: progress.Screen) -> di
     inspected = checkpoint.inspect(directory / 'checkpoints') if results else None
     if not results or not inspected or results.get('cost', {}).get('steps') != inspected[0]:
         return None
-    step, _, extra = inspected
+    (step, _, extra), results = inspected, numbers(results)
     if not _is_over(run, extra | {'step': step}):
         return None
     screen.print(summary.finished(step, early=results.get('stopped_early', False)))
@@ -221,7 +221,7 @@ def _write_results(run: Run, state, directory: Path, results: dict[str, Any], fi
         device_seconds = results['cost']['device_seconds'] + run.mesh.size * lost
         results['cost'] |= {'lost_seconds': lost, 'device_seconds': device_seconds}
     results['remarks'] = evaluations.remarks(directory, results)
-    files.write_json(path, results, indent=1)
+    files.write_json(path, plain(results) if run.initial.members else results, indent=1)  # members may have diverged
     text = samples.texts(run, state, directory)
     (directory / 'samples.txt').write_text(text, encoding='utf-8', errors='backslashreplace')
     page.write(directory)

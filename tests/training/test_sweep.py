@@ -278,6 +278,16 @@ def test_rate_that_diverges_is_never_the_best(config, tmp_path, monkeypatch, bro
     assert math.isnan(results['sweep']['members'][broken]['loss'])
     assert choose.choose(tmp_path / 'run').member == 1 - broken
 
+    def refused(constant):
+        raise ValueError(f'{constant} is no JSON')
+
+    text = (tmp_path / 'run' / 'results.json').read_text(encoding='utf-8')
+    saved = json.loads(text, parse_constant=refused)['sweep']
+    assert saved['members'][broken]['loss'] == saved['intervals'][broken]['loss'][0] == 'nan'
+    again = train.train(config, tmp_path / 'run')  # finished: it reads the file
+    assert again['sweep']['best'] == 1 - broken and math.isnan(again['sweep']['members'][broken]['loss'])
+    assert '| nan |' in (tmp_path / 'run' / 'report.md').read_text(encoding='utf-8')
+
 
 @pytest.mark.slow
 def test_sweep_trains_and_reports_all_members(config, tmp_path, capsys):
