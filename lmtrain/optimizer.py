@@ -143,6 +143,10 @@ def optimizer(
     _check_range('optimizer.b1', b1, 0.0, 1.0, open_above=True)
     _check_range('optimizer.b2', b2, 0.0, 1.0, open_above=True)
     _check_range('optimizer.eps', eps, 0.0, 1.0)
+    if not eps and name in ('adamw', 'muon'):
+        raise InputError(
+            f'optimizer.eps = {eps}: it must be above 0 for {name!r}, which else divides 0 by 0; 1e-8 is usual'
+        )
     _check_range('optimizer.clip', clip, 0.0, math.inf, open_above=True)
     if accumulate < 1:
         raise InputError(f'optimizer.accumulate = {accumulate}: a step has at least 1 micro-batch')

@@ -377,6 +377,8 @@ def test_optimizer_takes_the_whole_config_section():
         ({'b1': 1.0}, r'optimizer.b1 = 1.0: it must lie in \[0, 1\)'),
         ({'b2': -0.5}, 'optimizer.b2 = -0.5'),
         ({'eps': float('nan')}, 'optimizer.eps = nan'),
+        ({'eps': 0.0}, "optimizer.eps = 0.0: it must be above 0 for 'adamw'"),
+        ({'eps': 0.0, 'name': 'muon'}, "optimizer.eps = 0.0: it must be above 0 for 'muon'"),
         ({'clip': -1.0}, 'optimizer.clip = -1.0'),
         ({'accumulate': 0}, 'optimizer.accumulate = 0'),
     ],
