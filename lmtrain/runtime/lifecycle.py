@@ -58,7 +58,7 @@ class Watchdog:
     A process that waits for ever (a lost peer, a file system that does not answer) reports nothing by itself, and
     neither do its peers.
 
-        with lifecycle.Watchdog(start=3600, step=600) as watchdog:  # the first phase begins
+        with lifecycle.Watchdog(start=3600, step=600) as watchdog:  # the phase 'start' begins
             ...
             watchdog.expect('step')
 
@@ -71,7 +71,7 @@ class Watchdog:
         self._closed = threading.Event()
 
     def __enter__(self) -> 'Watchdog':
-        self.expect(next(iter(self._limits)))
+        self.expect('start')  # a ConfigDict sorts its fields: it is not the first of them
         threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
         return self
 

@@ -98,6 +98,7 @@ class Loop:
         first = self.sampler and not self.step  # what the policy can do before it learns
         if (ends or first or self.due(self.parts.config.evaluate.every_steps)) and self.evaluated_at != self.step:
             self.evaluate(state)  # or a signal interrupted it in the previous start
+            self.watchdog.expect('start')  # the step may still be compiling
             if self.step and self.evaluated_at == self.step:
                 self.checkpoints.set_metric(self.step, self.metric)
             elif self.stopping:

@@ -207,6 +207,7 @@ def _evaluate_before(loop: Loop, state, directory: Path) -> dict[str, Any]:
     if loop.step:
         state = state.replace(trainable=run.initial.on_mesh(lambda state: state.trainable))
     known |= loop.domains(state, known)
+    loop.watchdog.expect('start')  # the step may still be compiling
     if first:
         files.write_json(path, known, indent=1)
     return known

@@ -153,6 +153,32 @@ def test_cost_is_the_sum_over_starts(config, tmp_path, monkeypatch):
     assert cost['step_memory'] > first['step_memory'] > 4 * cost['parameters']  # fewer devices, more rows on each
 
 
+@pytest.mark.parametrize('resumed', [True, False])
+def test_compilation_after_an_evaluation_has_the_limit_of_a_start(config, text, tmp_path, monkeypatch, resumed):
+    """After that of a resumed step, or of the sources before the first step."""
+    phases, expect, compiled_bytes = [], lifecycle.Watchdog.expect, loop.hlo.compiled_bytes
+
+    class Killed(Exception):
+        pass
+
+    def killed_at_five(step):
+        if step == 5:
+            raise Killed
+
+    if resumed:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(loop.faults, 'inject', lambda point, step: killed_at_five(step))
+            train.train(config, tmp_path / 'run')
+        config.evaluate.every_steps = 4
+    else:
+        config.evaluate.sources = (str(text),)
+    monkeypatch.setattr(lifecycle.Watchdog, 'expect', lambda self, phase: phases.append(phase) or expect(self, phase))
+    compiled = spied(compiled_bytes, lambda: phases.append('compiled'))
+    monkeypatch.setattr(loop.hlo, 'compiled_bytes', compiled)
+    train.train(config, tmp_path / 'run')
+    assert phases[:5] == ['start', 'evaluate', 'start', 'compiled', 'step']
+
+
 @pytest.mark.parametrize('sweep', [{}, {'seeds': (0, 1)}])
 def test_skipped_updates_are_reported(config, tmp_path, monkeypatch, sweep):
     config.sdc_check_every = STEPS - 1
