@@ -25,11 +25,15 @@ class Monitor:
 
         'first_ratio' is the ratio in the first step, 1 in float32 before any update: 1 plus the mean deviation, since
         the mean of ones that the step computes may be rounded. Two compiled programs may round one token differently.
+        A rollout with a figure that is not finite, whose update is skipped, is left out: JSON has no such number.
         """
         self.state['empty'] += values['targets'] == 0
         if not first:
             return
-        for name, value in {**figures, 'first_ratio': float(np.float32(1.0 + values['ratio_deviation']))}.items():
+        own = {**figures, 'first_ratio': float(np.float32(1.0 + values['ratio_deviation']))}
+        if not all(map(math.isfinite, own.values())):
+            return
+        for name, value in own.items():
             total, count = self.state['sums'].get(name, (0.0, 0))
             self.state['sums'][name] = total + value, count + 1
         self.state['rewards'].append(figures['reward'])

@@ -33,6 +33,14 @@ def test_steps_without_a_signal_are_counted():
     assert monitor.figures() == {'reward': 0.25, 'first_ratio': 1.0, 'empty_steps': 1}
 
 
+def test_a_rollout_that_is_not_finite_is_left_out():
+    monitor = after(Monitor(), 0.25)
+    monitor.add(STEP | {'ratio_deviation': float('nan')}, {'reward': 0.75}, first=True)
+    monitor.add(STEP, {'reward': float('inf')}, first=True)
+    json.dumps(monitor.state, allow_nan=False)
+    assert after(monitor, 0.75).figures() == {'reward': 0.5, 'first_ratio': 1.0}
+
+
 def test_state_survives_json():
     monitor, whole = after(Monitor(), 0.25), after(Monitor(), 0.25, 0.75)
     resumed = after(Monitor(json.loads(json.dumps(monitor.state))), 0.75)
