@@ -257,7 +257,7 @@ FAULTS = {
             "each['loss'] is not None and math.isfinite(each['loss'])",
             "each['loss'] is not None",
         ),
-        ('steps without a checkpoint are candidates', " or line['step'] not in saved", ''),
+        ('steps without a checkpoint are candidates', "if line['step'] not in saved:", 'if False:'),
     ],
     'lmtrain/compare/trained.py': [
         (

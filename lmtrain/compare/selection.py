@@ -8,27 +8,31 @@ from typing import Any
 from lmtrain import checkpoint
 from lmtrain.errors import NonFiniteOutput
 from lmtrain.files import read_json_lines
+from lmtrain.report.writers import numbers
 
 # What is measured of a candidate on the selection rows; its other fields are the choice.
 MEASURED = ('loss', 'accuracy', 'shots_mean', 'prompt_tokens', 'dropped', 'cut')
+NO_SCORES = {'loss': None, 'accuracy': None}  # of a member that has diverged
 
 
 def evaluated(folder: Path, learning_rates: Sequence[float]) -> list[dict[str, Any]]:
     """{'learning_rate', 'member', 'step', 'loss', 'accuracy'} of each member of a run at each evaluated step.
 
-    Only steps with a checkpoint, which alone can be chosen. The loss is that of the training task; it and the accuracy
-    are None if the loss is not finite.
+    Only steps with a checkpoint, which alone can be chosen. The loss is that of the training task. Of a member that has
+    diverged, loss and accuracy are None at every step, as a run of its own would have ended without results.
     """
     saved, candidates = set(checkpoint.steps(folder / 'checkpoints')), []
-    for line in read_json_lines(folder / 'metrics.jsonl'):
-        if 'validation_loss' not in line or line['step'] not in saved:
+    lines = [numbers(line) for line in read_json_lines(folder / 'metrics.jsonl') if 'validation_loss' in line]
+    all_losses = [line.get('validation_loss_members', [line['validation_loss']]) for line in lines]
+    usable = [all(map(math.isfinite, losses)) for losses in zip(*all_losses)]
+    for line in lines:
+        if line['step'] not in saved:
             continue
         losses = line.get('validation_loss_members', [line['validation_loss']])
         accuracies = line.get('validation_accuracy_members', [line.get('validation_accuracy')] * len(losses))
         for member, (rate, loss, accuracy) in enumerate(zip(learning_rates, losses, accuracies, strict=True)):
             about = {'learning_rate': rate, 'member': member, 'step': line['step']}
-            finite = math.isfinite(float(loss))  # a line of metrics.jsonl has 'nan' as text
-            candidates.append(about | {'loss': loss if finite else None, 'accuracy': accuracy if finite else None})
+            candidates.append(about | ({'loss': loss, 'accuracy': accuracy} if usable[member] else NO_SCORES))
     return candidates
 
 

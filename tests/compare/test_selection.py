@@ -33,11 +33,10 @@ def test_only_evaluated_steps_with_a_checkpoint_are_candidates(tmp_path, monkeyp
     assert [(each['step'], each['member'], each['learning_rate'], each['loss']) for each in own] == [
         (2, 0, 0.1, 0.4), (2, 1, 0.01, 0.6), (4, 0, 0.1, 0.2), (4, 1, 0.01, 0.4)
     ]  # fmt: skip
-    lines[0] |= {'validation_loss_members': ['nan', 0.6], 'validation_accuracy_members': ['nan', 0.5]}
-    (tmp_path / 'metrics.jsonl').write_text(json.dumps(lines[0]) + '\n', encoding='utf-8')
-    measured = [(each['loss'], each['accuracy']) for each in selection.evaluated(tmp_path, (0.1, 0.01))]
-    assert measured == [(None, None), (0.6, 0.5)]
-    del lines[0]['validation_loss_members'], lines[0]['validation_accuracy_members']  # of a run that is no sweep
+    lines[2]['validation_loss_members'] = ['nan', 0.4]  # a run of its own would have ended, without any candidate
+    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+    assert [each['loss'] for each in selection.evaluated(tmp_path, (0.1, 0.01))] == [None, 0.6, None, 0.4]
+    del lines[0]['validation_loss_members']  # of a run that is no sweep
     (tmp_path / 'metrics.jsonl').write_text(json.dumps(lines[0]) + '\n', encoding='utf-8')
     assert [each['loss'] for each in selection.evaluated(tmp_path, (0.1,))] == [0.5]
 
