@@ -2302,7 +2302,7 @@ FAULTS = {
     ],
     'launch/generate.py': [
         ('texts of the first prompt alone', 'current += 1', 'current += 2'),
-        ('a line counts from 0', 'for number, line in enumerate(lines, 1):', 'for number, line in enumerate(lines):'),
+        ('the rows of a .jsonl are prompts as they stand', 'if rows else line', 'if not rows else line'),
         (
             'control characters steer the terminal',
             'if sys.stdout.isatty() else text',

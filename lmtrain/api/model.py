@@ -6,7 +6,7 @@ from pathlib import Path
 from lmtrain import tree
 from lmtrain.api import rows, texts
 from lmtrain.errors import InputError
-from lmtrain.training import choose, init_from
+from lmtrain.training import choose
 from lmtrain.training import load as loading
 from lmtrain.training.load import LoadedModel
 
@@ -77,7 +77,7 @@ def load(
     """
     is_run = (Path(directory) / 'checkpoints').is_dir() and not (adapter or ignore)
     if step in (choose.AUTO, None) and member is None and not is_run:
-        init_from.check_is_one_model(str(directory), 'init.base')
+        choose.check_is_one_model(str(directory), 'init.base')
         return Model(*loading.load_directory(str(directory), adapter, ignore))
     if adapter or ignore:
         name = 'adapter' if adapter else 'ignore'

@@ -32,7 +32,8 @@ from lmtrain.models import hub
 from lmtrain.report import terminal
 from lmtrain.runtime import lifecycle
 from lmtrain.training import workdir
-from lmtrain.training.init_from import check_is_one_model, open_base
+from lmtrain.training.choose import check_is_one_model
+from lmtrain.training.init_from import open_base
 
 EXECUTE = {'train': trained.run, 'prompt': prompted.run}
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from lmtrain import checkpoint
 from lmtrain.errors import InputError
-from lmtrain.files import read_json_lines
+from lmtrain.files import local_path, read_json_lines
 from lmtrain.report import evaluations
 from lmtrain.training import init_from, sweep
 
@@ -76,3 +76,17 @@ def _best_step(path: Path, step: str, lines, member: int | None) -> tuple[int | 
     if last in measured:
         than = f'{evaluations.score(measured[last], policy)[1]:.4f} after the last, {last:,}'
     return chosen, [f'step {best:,}, the best: validation {name} {value:.4f} ({than}; --step=last)']
+
+
+def check_is_one_model(directory: str, field: str) -> None:
+    """Raises InputError if `directory`, which `field` names, is the folder of a sweep: its members differ.
+
+    `init_from.open_base` reads member 0, which runs by earlier versions have recorded: only new runs are checked.
+    """
+    path = local_path(directory, field)
+    if (path / 'checkpoints').is_dir() and (members := init_from.read_run(path)[2]):
+        way_out = f'lmtrain export --format=hf --workdir={directory} --member=N --to=DIR'
+        raise InputError(
+            f'{field} = {directory} is a sweep of {len(members)} members, and must be one model: write a member by '
+            f'`{way_out}`, and name DIR (without --member it is the best by validation)'
+        )

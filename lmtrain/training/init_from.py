@@ -96,20 +96,6 @@ def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> 
     return base
 
 
-def check_is_one_model(directory: str, field: str) -> None:
-    """Raises InputError if `directory`, which `field` names, is the folder of a sweep: its members differ.
-
-    `open_base` reads member 0, which runs on a sweep by earlier versions have recorded: only new runs are checked.
-    """
-    path = local_path(directory, field)
-    if (path / 'checkpoints').is_dir() and (members := read_run(path)[2]):
-        way_out = f'lmtrain export --format=hf --workdir={directory} --member=N --to=DIR'
-        raise InputError(
-            f'{field} = {directory} is a sweep of {len(members)} members, and must be one model: write a member by '
-            f'`{way_out}`, and name DIR (without --member it is the best by validation)'
-        )
-
-
 def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base:
     """The model of a run, from its folder; for a sweep, that of one member.
 

@@ -19,7 +19,8 @@ from lmtrain.runtime import multihost
 from lmtrain.tasks import TASKS
 from lmtrain.training import longer, workdir
 from lmtrain.training.checks import check_settings
-from lmtrain.training.init_from import Base, check_is_one_model, open_base, settings
+from lmtrain.training.choose import check_is_one_model
+from lmtrain.training.init_from import Base, open_base, settings
 
 
 def resolve(
