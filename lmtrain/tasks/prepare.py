@@ -29,7 +29,7 @@ from lmtrain.files import local_path, read_json, write_json
 from lmtrain.runtime import multihost, progress
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import Encoded, RowFormat, Task
-from lmtrain.tasks.task_rows import TaskConfig, classes_of, few_shots, read_splits, require
+from lmtrain.tasks.task_rows import TaskConfig, classes_of, few_shots, read_splits, repeated_texts, require
 
 EVALUATION_BUCKETS = 4  # lengths of batches of rows without a config
 TEMPLATE_VERSION = 3  # increased if a template and the same rows give other examples; the others are `Task.version`
@@ -120,6 +120,7 @@ def prepare_task(
     _check_date(date)
     notes: list[str] = []
     rows = read_splits(config, data, notes)
+    notes += repeated_texts(rows, config.text)
     divided = bool(rows['train'])
     if not divided:  # the shares took all; what is wrong with a row is named first
         rows = dict.fromkeys(SPLITS, []) | {'train': [row for split in SPLITS for row in rows[split]]}

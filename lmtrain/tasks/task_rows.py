@@ -114,11 +114,10 @@ def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str
     shares = {split: float(data[split]) for split in SPLITS[1:] if not files[split]}
     if any(shares.values()):
         _divide(rows, shares, config)
-    notes += _repeated(rows, config.text)
     return rows
 
 
-def _repeated(rows: dict[str, list[Row]], text: tuple[str, ...]) -> list[str]:
+def repeated_texts(rows: dict[str, list[Row]], text: tuple[str, ...]) -> list[str]:
     """A line for each split with texts that are training texts too: its score is too good.
 
     Rows that are equal in every field are in one split; a column such as an id separates copies of a text.

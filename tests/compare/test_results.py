@@ -15,7 +15,7 @@ def test_status_of_an_arm(small):
     good, bad = record('head', 4, 1), record('head', 16, 1, status='failed', reason='no memory')
     own = results._arm(shared, arm, [good])
     assert (own['status'], own['reason'], own['kind']) == ('done', '', 'train')
-    assert own['overrides'] == {'adapt.method': 'head'} and own['learning_rates'] == [1e-3, 3e-3, 1e-2]
+    assert own['overrides'] == {'adapt.method': 'head'} and own['learning_rates'] == [3e-3, 1e-2, 3e-2]
     assert results._arm(shared, arm, [good, bad])['status'] == 'partial'
     assert results._arm(shared, arm, [bad])['status'] == 'failed'
     assert results._arm(shared, arm, [bad])['reason'] == 'no memory'

@@ -136,7 +136,7 @@ TEXT = [
         source('a.jsonl.gz', gzip.compress(ROWS * 99)[:-9]),
         ['a.jsonl.gz: truncated', 'Download it again'],
     ),
-    ('no gz at all', source('a.jsonl.gz', ROWS), ['a.jsonl.gz: truncated or damaged', 'line 1']),
+    ('no gz at all', source('a.jsonl.gz', ROWS), ['a.jsonl.gz: it is not compressed', 'remove .gz']),
     ('broken JSON', source('a.jsonl', ROWS + b'{"text":'), ['a.jsonl:2: invalid JSON', 'column']),
     ('missing field', source('a.jsonl', b'{"body": "x"}'), ["a.jsonl:1: no field 'text'", "'body'", 'data.text_field']),
     ('field of another type', source('a.jsonl', b'{"text": 5}'), ["a.jsonl:1: 'text' must be text", 'a number']),
@@ -345,7 +345,7 @@ OTHERS = [
         'prompts not UTF-8',
         'generate --workdir=run --prompts_file=p.txt',
         {'p.txt': b'a\n\xff'},
-        ['p.txt, line 2: not UTF-8'],
+        ['p.txt:2: not UTF-8', 'iconv'],
     ),
     ('prompts of none', 'generate --workdir=run --prompts_file=p.txt', {'p.txt': b'\n'}, ['p.txt contains no prompt']),
 ]
