@@ -9,6 +9,7 @@ from configs import compare, tiny
 from lmtrain.compare import arms, comparison
 from lmtrain.errors import InputError
 from lmtrain.files import read_json
+from lmtrain.training import export
 
 
 @pytest.fixture(scope='module')
@@ -78,7 +79,12 @@ def test_a_base_without_language_head_is_not_prompted(config, text):
     own = compare.get_config()
     own.update(config.copy_and_resolve_references())
     own.compare.only = ('zero_shot', 'lora_text', 'head')
-    own.init.base = str(text.parent / 'run' / 'trials' / 'full' / 'n12-seed1')  # it has a head for classes
+    trial, exported = text.parent / 'run' / 'trials' / 'full' / 'n12-seed1', text.parent / 'exported'
+    own.init.base = str(trial)
+    with pytest.raises(InputError, match=r'config\.init\.base = .* is a sweep of 3 members'):
+        comparison.run(own, text.parent / 'headed')
+    export.export(trial, exported, 'hf')  # it has a head for classes
+    own.init.base = str(exported)
     results = comparison.run(own, text.parent / 'headed')
     statuses = {name: arm['status'] for name, arm in results['arms'].items()}
     assert statuses == {'zero_shot': 'skipped', 'lora_text': 'skipped', 'head': 'done'}
