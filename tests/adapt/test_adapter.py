@@ -215,8 +215,9 @@ def test_adapter_dropout_depends_on_row_and_layer():
     batch = make_batch() | {'row': np.arange(B, dtype=np.int32)}
     whole = forward('rotary', params, batch, key=jax.random.key(0))['logits']
     part = jax.tree.map(lambda x: x[np.array([2, 0])], batch)
+    # Batches of two and of three rows have other programs, whose rounding differs by 1e-5; another mask by 1e-2.
     np.testing.assert_allclose(
-        forward('rotary', params, part, key=jax.random.key(0))['logits'], whole[np.array([2, 0])], atol=1e-5
+        forward('rotary', params, part, key=jax.random.key(0))['logits'], whole[np.array([2, 0])], atol=1e-4
     )
     assert np.abs(forward('rotary', params, batch)['logits'] - whole).max() > 1e-2
     bare = forward('rotary', base_of('rotary'), batch)['logits']  # without a low-rank path nothing drops out
