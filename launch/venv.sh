@@ -84,7 +84,7 @@ install() {
   want=$(<"$root/setup.py") made_by=$(maker)
   [[ -x $VENV/bin/lmtrain && -f $made && -f $stamp && $(<"$made") == "$made_by" && $(<"$stamp") == "$want" ]] && return
 
-  # The lock is made before the environment, so that a folder without it is not ours to empty.
+  # The lock is made before the environment: a folder without one belongs to somebody else and must not be emptied.
   if [[ ! -e $VENV.lock && ! -e $made ]] && compgen -G "$VENV/*" >/dev/null; then
     say "$VENV exists and was not made by lmtrain: remove it, or name another folder: VENV=/path/to/folder bash $0"
     return 1

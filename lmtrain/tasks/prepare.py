@@ -114,12 +114,10 @@ def prepare_task(
     """
     files = {'train': _tuple(train), 'validation': _tuple(validation), 'test': _tuple(test)}
     labels = tuple(name_of(value, 'config.task.labels') for value in labels)
-    config = TaskConfig(name, files, _tuple(text), label, labels, shots, buckets, pack, too_long, group)
-    config = config._replace(lengths=tuple(lengths))
+    config = TaskConfig(name, files, _tuple(text), label, labels, shots, buckets, pack, too_long, group, tuple(lengths))
     config.check(data['seq_len'])
     _check_date(date)
-    notes: list[str] = []
-    rows = read_splits(config, data, notes)
+    rows = read_splits(config, data, notes := [])
     notes += repeated_texts(rows, config.text)
     divided = bool(rows['train'])
     if not divided:  # the shares took all; what is wrong with a row is named first
