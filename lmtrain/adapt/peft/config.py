@@ -9,6 +9,7 @@ from typing import Any
 
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.files import read_json
+from lmtrain.models.hf import how_to_skip
 
 PEFT_VERSION = '0.21.2'  # written into adapter_config.json
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
@@ -76,8 +77,8 @@ def read(directory: Path, ignore: Sequence[str] = ()) -> dict[str, Any]:
     for name, value in fields.items():
         if name not in known and name not in ignore and value not in OFF:
             raise InputError(
-                f'{path}: the field {name!r} is unknown; if it does not change the function, skip it with '
-                f'--config.init.ignore="(\'{name}\',)" (beside --base: --ignore={name}){did_you_mean(name, known)}'
+                f'{path}: the field {name!r} is unknown; if it does not change the function, {how_to_skip(name)}'
+                f'{did_you_mean(name, known)}'
             )
         if name in FOREIGN and value not in OFF:
             raise InputError(f'{path}: {name}={value!r} is not implemented')
