@@ -183,7 +183,7 @@ def arms() -> ml_collections.ConfigDict:
             description='LoRA of rank 8 by GRPO: answers that the model samples, rewarded if they are right',
         ),
         'rloo': arm(
-            sampled | {'objective.name': 'rloo'},
+            sampled | {'objective.name': 'rloo', 'objective.kl_estimator': 'k1'},
             learning_rates=(1e-3,),
             vectorised=False,
             description='LoRA of rank 8 by REINFORCE leave-one-out, with the rewards of grpo',

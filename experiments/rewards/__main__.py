@@ -30,7 +30,7 @@ OBJECTIVES = {
     'supervised, right answers': ('sft', {'data.tokenizer': 'base', 'task.train': (sft.ROWS,), 'budget.steps': 60}),
     'DPO': ('dpo', {'objective.label_smoothing': 0.1}),
     'GRPO': ('grpo', {}),
-    'REINFORCE leave-one-out': ('grpo', {'objective.name': 'rloo'}),
+    'REINFORCE leave-one-out': ('grpo', {'objective.name': 'rloo', 'objective.kl_estimator': 'k1'}),
     'PPO': ('ppo', {}),
 }
 WITH_TARGET = ('GRPO', 'PPO')
