@@ -210,8 +210,8 @@ def get_config():
     config.data.batch_size = 8  # few rows: small batches
     config.task.buckets = 2  # row lengths; each compiles a program of every arm
     config.data.test = 0.3  # of the rows, without task.test
-    config.budget.steps = 80
-    config.evaluate.every_steps = 40
+    config.budget.steps = 160  # five epochs of 256 rows
+    config.evaluate.every_steps = 80
     config.log.tensorboard = config.log.plot = False  # of the runs of trials
     with config.unlocked():
         # Comparison: lmtrain.compare.comparison.run

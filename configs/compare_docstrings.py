@@ -9,13 +9,13 @@ from configs import compare
 
 # A base of a million parameters learns at higher rates than large ones, and its head at the same rate.
 LEARNING_RATES = {
-    'head': (3e-3, 1e-2, 3e-2, 1e-1),
+    'head': (3e-3, 1e-2, 3e-2),
     'norms': (3e-3, 1e-2, 3e-2),
-    'last_layer': (1e-3, 3e-3, 1e-2, 3e-2),
-    'lora': (1e-3, 3e-3, 1e-2, 3e-2),
+    'last_layer': (1e-3, 3e-3, 1e-2),
+    'lora': (1e-3, 3e-3, 1e-2),
     'prefix': (3e-3, 1e-2, 3e-2),
-    'soft_prompt': (3e-3, 1e-2, 3e-2, 1e-1),
-    'full': (3e-4, 1e-3, 3e-3, 1e-2),
+    'soft_prompt': (3e-3, 1e-2, 3e-2),
+    'full': (3e-4, 1e-3, 3e-3),
     'scratch': (3e-4, 1e-3, 3e-3),
     'lora_text': (1e-3, 3e-3, 1e-2),
     'full_text': (3e-4, 1e-3, 3e-3),

@@ -64,13 +64,14 @@ def _trained(comparison: Comparison, trial: Trial) -> Plan:
         )  # of the size of the saved trainable leaves
         available = preflight.host_memory() // jax.local_device_count()
     sequential = not trial.arm.settings['vectorised'] or MEMORY_SHARE * available < memory
+    members, rates = max(len(run.initial.members), 1), len(trial.arm.settings['learning_rates'])
     if sequential:
-        memory //= max(len(run.initial.members), 1)  # at most: members share the frozen leaves
+        memory //= members  # at most: members share the frozen leaves
     if run.total_steps:
         flops = run.spent(run.total_steps)['executed_flops']
     else:
         flops = config.budget.flops or 3600 * config.budget.hours * _speed(comparison)
-    return Plan('', run.initial.method.trainable, flops, memory, sequential)
+    return Plan('', run.initial.method.trainable, flops * rates / members, memory, sequential)
 
 
 def _prompted(comparison: Comparison, trial: Trial) -> Plan:

@@ -46,13 +46,14 @@ def recipe(comparison: Comparison, trial: Trial) -> ml_collections.ConfigDict:
     if not own.init.base:  # from scratch
         own.model = ml_collections.ConfigDict(init_from.settings(own, comparison.model.model))
         own.data.tokenizer = str(comparison.base.tokenizer.absolute())
-    rates = tuple(trial.arm.settings['learning_rates'])
-    own.optimizer.learning_rate, own.sweep.learning_rates = rates[0], rates if len(rates) > 1 else ()
+    rates, vectorised = tuple(trial.arm.settings['learning_rates']), trial.arm.settings['vectorised']
+    own.optimizer.learning_rate = rates[0]
+    own.sweep.learning_rates = rates if vectorised and len(rates) > 1 else ()
     own.evaluate.max_batches, own.evaluate.sources = 0, ()
     every = own.evaluate.every_steps
-    for unit in ('flops', 'hours'):  # a run counts those of all members; the budget is that of each rate
+    for unit in ('flops', 'hours'):  # a sweep counts those of all members; the budget is that of each rate
         if own.budget[unit]:
-            own.budget[unit] *= len(rates)
+            own.budget[unit] *= max(len(own.sweep.learning_rates), 1)
     steps = own.budget.steps or every * MAX_EVALUATIONS
     own.checkpoint.every_steps = every  # every evaluated step can be chosen
     own.checkpoint.keep_last, own.checkpoint.keep_best = -(-steps // every), 0
@@ -221,10 +222,10 @@ def runs(comparison: Comparison, trial: Trial, config) -> list[tuple[str, Any]]:
     each = []
     for index, rate in enumerate(rates):
         own = config.copy_and_resolve_references().unlock()
-        own.optimizer.learning_rate, own.sweep.learning_rates = rate, ()
         for unit in ('flops', 'hours'):
             if own.budget[unit]:
-                own.budget[unit] /= len(rates)
+                own.budget[unit] /= max(len(own.sweep.learning_rates), 1)
+        own.optimizer.learning_rate, own.sweep.learning_rates = rate, ()
         each.append((f'rate{index}', own.lock()))
     return each
 
