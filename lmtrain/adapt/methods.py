@@ -111,11 +111,11 @@ def layers(params: Mapping, *, trainable: str = '', last: int = 0) -> tuple[tupl
     Raises InputError if both or neither are set, if `last` is out of range, or if the regex matches nothing.
     """
     if bool(trainable) == bool(last):
-        raise InputError(f'layers.trainable={trainable!r} and layers.last={last}: set exactly one of them')
+        raise InputError(f'adapt.layers.trainable={trainable!r} and adapt.layers.last={last}: set exactly one of them')
     segments = [name for name, size in tree.segment_sizes(params).items() for _ in range(size)]  # of every layer
     N = len(segments)
     if not 0 <= last <= N:
-        raise InputError(f'layers.last={last}, but the model has {N} layers')
+        raise InputError(f'adapt.layers.last={last}: the model has {N} layers; set it to 1 to {N}')
     if last:
         trainable = rf'layers/({"|".join(map(str, range(N - last, N)))})/.*'
     others = [path for path in tree.flatten(params) if path.partition('/')[0] not in segments]
@@ -125,7 +125,7 @@ def layers(params: Mapping, *, trainable: str = '', last: int = 0) -> tuple[tupl
     try:
         is_trainable = tree.match([(trainable, True)], every_path, default=False)
     except ValueError as error:
-        raise InputError(f'layers.trainable: {error}') from None
+        raise InputError(f'adapt.layers.trainable: {error}') from None
     per_layer = [
         (name, [path for path, number in layer.items() if is_trainable[number]])
         for name, layer in zip(segments, numbered, strict=True)

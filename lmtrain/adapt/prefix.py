@@ -29,7 +29,8 @@ def adapter(*, length: int, num_kv_heads: int, head_dim: int, stddev: float = 0.
     """
     if length < 1 or hidden < 0 or not stddev >= 0:
         raise InputError(
-            f'prefix.length={length} must be at least 1, prefix.hidden={hidden} and prefix.stddev={stddev} at least 0'
+            f'adapt.prefix.length={length} must be at least 1, adapt.prefix.hidden={hidden} and '
+            f'adapt.prefix.stddev={stddev} at least 0'
         )
 
     def new_leaves(rng, params):

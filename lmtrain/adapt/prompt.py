@@ -33,16 +33,20 @@ def adapter(
     table.
     """
     if length < 1 or hidden < 0:
-        raise InputError(f'prompt.length={length} must be at least 1, and prompt.hidden={hidden} at least 0')
+        raise InputError(
+            f'adapt.prompt.length={length} must be at least 1, and adapt.prompt.hidden={hidden} at least 0'
+        )
     if init not in INITS:
-        raise InputError(f'prompt.init={init!r} is none of {", ".join(INITS)}')
+        raise InputError(f'adapt.prompt.init={init!r} is none of {", ".join(INITS)}')
     if (init == 'text') != bool(len(ids)):
         raise InputError(
-            f"prompt.init={init!r} with {len(ids)} ids of a text: init='text' and a text require each other"
+            f"adapt.prompt.init={init!r} and {len(ids)} ids of adapt.prompt.text: init='text' and a text require "
+            'each other'
         )
     if hidden and init == 'text':
         raise InputError(
-            "prompt.hidden with prompt.init='text': a network does not output the text's embeddings at first"
+            f"adapt.prompt.hidden={hidden} with adapt.prompt.init='text': a network does not output the text's "
+            "embeddings at first; use hidden=0 or init='vocab'"
         )
 
     def new_leaves(rng, params):
@@ -54,7 +58,9 @@ def adapter(
         else:
             index_P = jax.random.randint(key, (length,), 0, V) if init == 'vocab' else np.resize(ids, length)
             if init == 'text' and not 0 <= min(ids) <= max(ids) < V:
-                raise InputError(f'prompt.ids range from {min(ids)} to {max(ids)}, but the embedding has {V} rows')
+                raise InputError(
+                    f'adapt.prompt.text has ids from {min(ids)} to {max(ids)}, but the embedding has {V} rows'
+                )
             x_PD = table_VD[index_P].astype(jnp.float32)
         new = {'embedding': x_PD * scale}
         widths = [D, hidden, hidden, D] if hidden else []
