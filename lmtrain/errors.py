@@ -42,3 +42,16 @@ def did_you_mean(name: str, candidates: Iterable[str], least: float = 0.5) -> st
 
     best = max(candidates, key=lambda candidate: sum(similarity(candidate)), default='')
     return f', did you mean {best!r}?' if best and similarity(best)[0] > least else ''
+
+
+def wrong_choice(field: str, value: object, choices: Iterable[str]) -> InputError:
+    """The error for a value that is none of the choices of a field; it names all of them and suggests the nearest.
+
+    The caller tests and raises, so that a right value costs no call.
+
+    >>> print(wrong_choice('task.name', 'taging', ('text', 'tag')))
+    task.name = 'taging' is none of text, tag, did you mean 'tag'?
+    """
+    choices = tuple(choices)
+    known = ', '.join(choice or repr(choice) for choice in choices)
+    return InputError(f'{field} = {value!r} is none of {known}{did_you_mean(str(value), choices)}')

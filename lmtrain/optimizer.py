@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from lmtrain import tree
-from lmtrain.errors import InputError, did_you_mean
+from lmtrain.errors import InputError, wrong_choice
 
 STACKED = 'layers[^/]*/.*'  # paths of leaves [N, ...], stacked over layers
 LAYER_MATRICES = 'layers[^/]*/.*kernel'  # those of them that are matrices [N, rows, columns]
@@ -23,12 +23,6 @@ Each = Callable[[Callable[[jax.Array], jax.Array], tree.Params], tree.Params]
 # Coefficients of the quintic Newton-Schulz iteration with the largest slope at zero (Jordan et al., 2024,
 # kellerjordan.github.io/posts/muon), and the number of iterations.
 NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
-
-
-def _check_name(field: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        hint = did_you_mean(str(name), known)
-        raise InputError(f'{field} = {name!r} is none of {", ".join(map(repr, known))}{hint}')
 
 
 def _check_range(field: str, value: float, low: float, high: float, open_above: bool = False) -> None:
@@ -62,7 +56,8 @@ def schedule(
     >>> [float(factor(progress)) for progress in (0.0, 0.25, 0.5, 0.75, 1.0)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
-    _check_name('schedule.name', name, SCHEDULES)
+    if name not in SCHEDULES:
+        raise wrong_choice('schedule.name', name, SCHEDULES)
     for field, value in {'warmup': warmup, 'start': start, 'decay': decay, 'final': final}.items():
         _check_range(f'schedule.{field}', value, 0.0, 1.0)
     before = 0.0
@@ -135,7 +130,8 @@ def optimizer(
     Raises:
       InputError: names the field, its value and its range. At `init`, if a layer's kernel is not a matrix ('muon').
     """
-    _check_name('optimizer.name', name, OPTIMIZERS)
+    if name not in OPTIMIZERS:
+        raise wrong_choice('optimizer.name', name, OPTIMIZERS)
     _check_range('optimizer.learning_rate', learning_rate, 0.0, math.inf, open_above=True)
     if learning_rates:
         _check_learning_rates(learning_rates)

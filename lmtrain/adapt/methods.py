@@ -11,7 +11,7 @@ from lmtrain import tree
 from lmtrain.adapt import head as heads
 from lmtrain.adapt import ia3, lora, prefix, prompt
 from lmtrain.adapt.adapter import Adapter, combine, extend, no_leaves
-from lmtrain.errors import InputError
+from lmtrain.errors import InputError, wrong_choice
 
 PATTERNS = {'full': '.*', 'bitfit': r'.*/bias', 'norms': r'.*norm/(scale|bias)', 'head': ''}  # methods that add no leaf
 # A module has `adapter` (settings -> Adapter), `TRAINABLE` (regex of its leaves) and `fold` (params -> params with the
@@ -53,7 +53,7 @@ def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cu
     Raises InputError if the name is unknown or nothing is trainable, TypeError for an argument that it does not take.
     """
     if name not in METHODS:
-        raise InputError(f'adapt.method={name!r} is none of {", ".join(METHODS)}')
+        raise wrong_choice('adapt.method', name, METHODS)
     chosen = _without_head(name, model, params, tuple(cut), settings)
     patterns = [chosen.trainable]
     if model.head not in ('lm', 'none') and name != 'full':  # trained with every method, as in PEFT

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.adapt.adapter import Adapter, key_of
-from lmtrain.errors import InputError
+from lmtrain.errors import InputError, wrong_choice
 from lmtrain.models.virtual_tokens import materialise
 
 TRAINABLE = r'prompt/.*'
@@ -37,7 +37,7 @@ def adapter(
             f'adapt.prompt.length={length} must be at least 1, and adapt.prompt.hidden={hidden} at least 0'
         )
     if init not in INITS:
-        raise InputError(f'adapt.prompt.init={init!r} is none of {", ".join(INITS)}')
+        raise wrong_choice('adapt.prompt.init', init, INITS)
     if (init == 'text') != bool(len(ids)):
         raise InputError(
             f"adapt.prompt.init={init!r} and {len(ids)} ids of adapt.prompt.text: init='text' and a text require "

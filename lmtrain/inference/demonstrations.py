@@ -19,7 +19,7 @@ import numpy as np
 
 from lmtrain.data import Tokenizer
 from lmtrain.data.hash_rng import hash_unit
-from lmtrain.errors import InputError, did_you_mean
+from lmtrain.errors import InputError, wrong_choice
 from lmtrain.inference.batches import FINE
 from lmtrain.inference.likelihood import padded
 from lmtrain.inference.questions import Question
@@ -67,7 +67,7 @@ def select(
       InputError: the pool has fewer than `shots` other rows, or there is no selector `how`.
     """
     if how not in SELECTORS:
-        raise InputError(f'select={how!r} is none of {", ".join(SELECTORS)}{did_you_mean(how, SELECTORS)}')
+        raise wrong_choice('select', how, SELECTORS)
     if shots < ALL:
         raise InputError(f'shots={shots}: a number of demonstrations, or {ALL} for as many as fit')
     if not shots:

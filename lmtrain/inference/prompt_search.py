@@ -14,7 +14,7 @@ import numpy as np
 
 from lmtrain.data import Tokenizer
 from lmtrain.data.rows import Row
-from lmtrain.errors import InputError
+from lmtrain.errors import InputError, wrong_choice
 from lmtrain.inference import calibration
 from lmtrain.inference.demonstrations import ALL, select
 from lmtrain.inference.prompting import PromptSettings, score_choices
@@ -92,7 +92,7 @@ def search(
     the temperature that is the best for the candidate (`calibration.fit_temperature`).
     """
     if how not in SEARCHES:
-        raise InputError(f'search {how!r} is none of {", ".join(SEARCHES)}')
+        raise wrong_choice('search', how, SEARCHES)
     if not variants or not rows:
         raise InputError(f'a prompt search needs variants and selection rows, not {len(variants)} and {len(rows)}')
     evaluate = _Evaluator(model, params, tokenizer, rows, variants, pool, budget)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmtrain.errors import InputError
+from lmtrain.errors import InputError, wrong_choice
 
 # Required and optional fields of each scaling, with the names in Hugging Face's rope_scaling.
 SCALINGS = {
@@ -40,7 +40,7 @@ def check_scaling(scaling, rotary_dim: int) -> None:
     fields = dict(scaling)
     kind = fields.pop('rope_type', None)
     if kind not in SCALINGS:
-        raise InputError(f'model.rope_scaling: rope_type={kind!r} is none of {", ".join(SCALINGS)}')
+        raise wrong_choice('model.rope_scaling: rope_type', kind, SCALINGS)
     needed, optional = SCALINGS[kind]
     if fields.keys() - needed - optional or needed - fields.keys():
         raise InputError(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from lmtrain.errors import InputError, did_you_mean
+from lmtrain.errors import InputError, wrong_choice
 from lmtrain.models.attention_kernels import KERNELS, unsupported_reason
 from lmtrain.models.layers import GATED, UNGATED
 from lmtrain.models.rotary import check_scaling
@@ -114,8 +114,7 @@ class Settings:
             object.__setattr__(self, name, tuples(getattr(self, name)))  # JSON has lists
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
-                hint = did_you_mean(str(value), choices)
-                raise InputError(f'model.{name}={value!r} is none of {", ".join(choices)}{hint}')
+                raise wrong_choice(f'model.{name}', value, choices)
         for name in 'vocab_size max_len num_layers width num_heads num_kv_heads head_dim mlp_dim unroll'.split():
             if getattr(self, name) < 1:
                 raise InputError(f'model.{name}={getattr(self, name)} must be at least 1')

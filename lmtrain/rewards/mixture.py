@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmtrain.data.rows import Row
-from lmtrain.errors import InputError, did_you_mean
+from lmtrain.errors import InputError, did_you_mean, wrong_choice
 from lmtrain.files import local_path
 from lmtrain.rewards import model_reward, user_file, verifiers
 from lmtrain.rewards.reward import Limits, Reward
@@ -150,10 +150,7 @@ def _weights(reward: Mapping[str, Any]) -> dict[str, float]:
     """{name of a part: its weight}."""
     verifier, known = reward['verifier'], (*verifiers.VERIFIERS, 'model', 'file')
     if verifier and verifier not in verifiers.VERIFIERS:
-        hint = did_you_mean(verifier, verifiers.VERIFIERS)
-        raise InputError(
-            f'config.reward.verifier = {verifier!r} is none of {", ".join(map(repr, verifiers.VERIFIERS))}{hint}'
-        )
+        raise wrong_choice('config.reward.verifier', verifier, verifiers.VERIFIERS)
     set_parts = [name for name in (verifier, *(name for name in ('model', 'file') if reward[name])) if name]
     pairs = [tuple(pair) for pair in reward['weights']] or [(name, 1.0) for name in set_parts]
     if not pairs:

@@ -1,6 +1,6 @@
 """One output for each row: the model's own, or pooled from those of an added head."""
 
-from lmtrain.errors import InputError
+from lmtrain.errors import wrong_choice
 from lmtrain.models import task_head
 from lmtrain.models.settings import CHOICES
 
@@ -15,5 +15,5 @@ def pool_outputs(outputs, batch, pool: str):
     if outputs.ndim == 2:
         return outputs
     if pool not in POOLS:
-        raise InputError(f'pool={pool!r} is none of {", ".join(POOLS)}')
+        raise wrong_choice('pool', pool, POOLS)
     return task_head.pool(outputs, batch['segment_ids'], pool)

@@ -12,7 +12,7 @@ from lmtrain.data.examples import Example, LengthPolicy
 from lmtrain.data.preview import Batch
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Tokenizer
-from lmtrain.errors import InputError
+from lmtrain.errors import wrong_choice
 from lmtrain.models.settings import HEAD_KINDS
 
 
@@ -177,12 +177,9 @@ class Task:
         return self.num_outputs or len(labels)
 
     def loss(self, name: str = '') -> Callable:
-        """The loss that config.objective.name selects. Raises InputError if it is unknown."""
+        """The loss that config.objective.name selects; '' selects the first. Raises InputError if it is unknown."""
         if name and name not in self.losses:
-            raise InputError(
-                f'objective.name = {name!r} with task.name = {self.name!r}: it is one of {", ".join(self.losses)}, '
-                "or '' for the first"
-            )
+            raise wrong_choice(f'task.name = {self.name!r}: objective.name', name, ('', *self.losses))
         return self.losses[name or next(iter(self.losses))]
 
     def estimator(self, name: str = '') -> Callable:

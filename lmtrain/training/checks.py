@@ -6,7 +6,7 @@ from lmtrain import optimizer, tree
 from lmtrain.adapt import leaves
 from lmtrain.cost import budget
 from lmtrain.data.example_store import ROUND
-from lmtrain.errors import InputError
+from lmtrain.errors import InputError, wrong_choice
 from lmtrain.models import virtual_tokens
 from lmtrain.parallel import collectives
 from lmtrain.report import trackers
@@ -44,7 +44,7 @@ def check_settings(config) -> None:
     if (dtype := config.init.frozen_dtype) not in ('float32', 'bfloat16'):
         raise InputError(f"init.frozen_dtype = {dtype!r}: it is 'float32' or 'bfloat16'")
     if config.task.name not in TASKS:
-        raise InputError(f'task.name = {config.task.name!r} is none of {", ".join(TASKS)}')
+        raise wrong_choice('task.name', config.task.name, TASKS)
     loss = TASKS[config.task.name].loss(config.objective.name)  # raises if it is unknown
     if not config.objective.beta > 0:
         raise InputError(f'objective.beta = {config.objective.beta}: it must be above 0')
@@ -56,8 +56,8 @@ def check_settings(config) -> None:
             f'{config.task.name!r}, which does not read it: set it to 0; dpo and dpo_norm of preference read it'
         )
     check_policy(config)
-    if config.objective.pool not in ('auto', *POOLS):
-        raise InputError(f'objective.pool = {config.objective.pool!r} is none of auto, {", ".join(POOLS)}')
+    if (pool := config.objective.pool) not in ('auto', *POOLS):
+        raise wrong_choice('objective.pool', pool, ('auto', *POOLS))
 
 
 def check_policy(config) -> None:
@@ -68,7 +68,7 @@ def check_policy(config) -> None:
     for field, names in choices.items():
         section, name = field.split('.')
         if (value := config[section][name]) not in names:
-            raise InputError(f'{field} = {value!r} is none of {", ".join(names)}')
+            raise wrong_choice(field, value, names)
     least = {'prompts': 1, 'samples': 1, 'max_tokens': 1, 'epochs': 1, 'show_every': 0, 'penalty': 0}
     least |= {'gamma': 0, 'gae_lambda': 0, 'kl_target': 0, 'evaluate_temperature': 0}
     for name, low in least.items():

@@ -18,7 +18,7 @@ from lmtrain import data, tree
 from lmtrain.cost import passes
 from lmtrain.data.cache import build, cache_directory, key
 from lmtrain.data.splits import SPLITS
-from lmtrain.errors import InputError
+from lmtrain.errors import InputError, wrong_choice
 from lmtrain.parallel import sharding
 from lmtrain.report import terminal
 from lmtrain.runtime import multihost, progress
@@ -35,7 +35,7 @@ def mode(config) -> str:
         return ''
     chosen = config.objective.reference
     if chosen not in MODES:
-        raise InputError(f'objective.reference = {chosen!r} is none of {", ".join(MODES)}')
+        raise wrong_choice('objective.reference', chosen, MODES)
     return chosen
 
 

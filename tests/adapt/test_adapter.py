@@ -273,7 +273,7 @@ def test_leaf_that_no_layer_reads_is_refused(new, message):
 
 
 BAD = [
-    ('lara', {}, "adapt.method='lara' is none of full"),
+    ('lara', {}, "adapt.method = 'lara' is none of full, .*, did you mean 'lora'"),
     ('lora', LORA | {'rank': [('.*/qeury/kernel', 2)]}, "lora.rank: '.*/qeury/kernel' matches no parameter"),
     ('lora', LORA | {'rank': [('head/kernel', 2)]}, "'head/kernel' matches no parameter"),
     ('lora', LORA | {'alpha': [('.*query.*', 2.0)]}, 'lora.alpha: no pattern matches layers/mlp/up/kernel'),
@@ -283,7 +283,7 @@ BAD = [
     ('lora', LORA | {'cut': (1, 2)}, 'do not divide the 2'),
     ('ia3', {'inputs': '.*/dwon/kernel'}, "ia3.inputs: '.*/dwon/kernel' matches no parameter"),
     ('prompt', {'length': 0}, '^adapt.prompt.length=0 .*, and adapt.prompt.hidden=0'),
-    ('prompt', {'length': 2, 'init': 'word'}, "^adapt.prompt.init='word'"),
+    ('prompt', {'length': 2, 'init': 'word'}, "^adapt.prompt.init = 'word' is none of random, vocab, text"),
     (
         'prompt',
         {'length': 2, 'init': 'text'},

@@ -174,7 +174,7 @@ def test_as_many_demonstrations_as_fit():
     [
         (13, 'random', 'row q0: shots=13 demonstrations, but there are only 12 other rows'),
         (-2, 'random', 'shots=-2: a number of demonstrations, or -1'),
-        (2, 'nearst', "select='nearst' is none of .*did you mean 'nearest'"),
+        (2, 'nearst', "select = 'nearst' is none of .*did you mean 'nearest'"),
     ],
 )
 def test_what_is_refused(shots, how, message):

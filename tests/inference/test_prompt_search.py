@@ -120,7 +120,7 @@ def test_a_row_that_is_always_too_long_does_not_decide_what_fits(computes):
 @pytest.mark.parametrize(
     'changes, message',
     [
-        ({'how': 'annealing'}, "search 'annealing' is none of greedy, random"),
+        ({'how': 'annealing'}, "search = 'annealing' is none of greedy, random"),
         ({'variants': []}, 'needs variants and selection rows, not 0 and 4'),
         ({'rows': []}, 'needs variants and selection rows, not 3 and 0'),
     ],

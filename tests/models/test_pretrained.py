@@ -186,7 +186,7 @@ CONFIGS = [
     ({'num_key_value_heads': '2'}, 'a llama has a value of a wrong type'),
     ({'hidden_size': None}, 'a llama lacks hidden_size'),
     ({'hidden_act': 'gelu_quick'}, "hidden_act='gelu_quick' of a llama is none of"),
-    ({'rope_scaling': {'rope_type': 'proportional', 'factor': 2.0}}, "rope_type='proportional' is none of"),
+    ({'rope_scaling': {'rope_type': 'proportional', 'factor': 2.0}}, "rope_type = 'proportional' is none of"),
     ({'rope_scaling': {'rope_type': 'linear'}}, "rope_type='linear' has the fields .*must have .'factor'"),
     ({'rope_scaling': {'rope_type': 'linear', 'factor': 2.0, 'factr': 1}}, "'factr'"),
     ({'rope_scaling': {'rope_type': 'linear', 'type': 'dynamic', 'factor': 2.0}}, 'differ'),

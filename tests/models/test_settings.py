@@ -44,7 +44,7 @@ def test_rows_longer_than_the_table_of_positions_are_rejected(offset, longest):
         ({'global_layers': (4,), 'window': 8}, r'model.global_layers=\(4,\) are not all of 4 layers'),
         ({'global_layers': (1,)}, 'model.global_layers=.* has no effect if model.window is 0'),
         ({'unroll': 5}, 'model.unroll=5 is more than model.num_layers=4'),
-        ({'norm': 'rmsnrm'}, "model.norm='rmsnrm' is none of .*, did you mean 'rmsnorm'"),
+        ({'norm': 'rmsnrm'}, "model.norm = 'rmsnrm' is none of .*, did you mean 'rmsnorm'"),
         ({'rope_theta': 0.0}, 'model.rope_theta=0.0 must be above 0'),
     ],
 )

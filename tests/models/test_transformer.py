@@ -338,7 +338,7 @@ INVALID = [
     ({'biased': ('queries',)}, "'queries'"),
     ({'parallel': True, 'norm_place': 'post'}, "parallel needs norm_place='pre', not 'post'"),
     ({'rope_scaling': (('rope_type', 'linear'), ('factor', 0.0))}, 'factor=0.0 must be above 0'),
-    ({'rope_scaling': (('rope_type', 'linaer'),)}, "rope_type='linaer' is none of"),
+    ({'rope_scaling': (('rope_type', 'linaer'),)}, "rope_type = 'linaer' is none of .*, did you mean 'linear'"),
 ]
 
 

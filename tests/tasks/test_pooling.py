@@ -31,5 +31,5 @@ def test_pooled_outputs_are_unchanged():
 
 
 def test_unknown_pool_is_named():
-    with pytest.raises(ValueError, match="pool='max' is none of first, last, mean"):
+    with pytest.raises(ValueError, match="pool = 'max' is none of first, last, mean"):
         pool_outputs(OUTPUTS, REAL, 'max')
