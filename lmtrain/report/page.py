@@ -1,4 +1,4 @@
-"""The report of a run, report.md and loss.png, from the files in its folder alone."""
+"""The report of a run, report.md and loss.png, from its config and the files in its folder."""
 
 import functools
 import json
@@ -39,37 +39,37 @@ COST = (
 )
 
 
-def write(workdir: str | os.PathLike) -> pathlib.Path:
+def write(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
     """Writes loss.png and report.md into the folder of a run, and returns the path of report.md. May be called again.
 
     Control characters, such as those in samples of a model of bytes, are replaced by U+FFFD.
 
-    Reads config.json, metrics.jsonl, timings.jsonl, lineage.jsonl (the 'command', 'machine' and 'versions' of each
-    start), samples.txt and results.json: {'validation', 'test': the results of `evaluate.in_bits`; 'baselines': {name:
-    bits per byte of the validation split}; 'unit': `Task.unit`; 'data': the result of `data.Corpus.facts`; 'cost' and
-    'plan' (the prediction of the cost): {any key of `COST`: number}}. The report states which of them are missing;
-    config.json must exist.
+    Reads metrics.jsonl, timings.jsonl, lineage.jsonl (the 'command', 'machine' and 'versions' of each start),
+    samples.txt and results.json: {'validation', 'test': the results of `evaluate.in_bits`; 'baselines': {name: bits per
+    byte of the validation split}; 'unit': `Task.unit`; 'data': the result of `data.Corpus.facts`; 'cost' and 'plan'
+    (the prediction of the cost): {any key of `COST`: number}}. The report states which of them are missing.
 
-    Raises FileNotFoundError if there is no config.json, InputError naming file and line of a broken file.
+    Args:
+      config: that of the run with all present fields, as a nested dict (`Run.resolved`, `run_config.upgrade`): the
+        config.json of an older run may have former names.
+
+    Raises InputError naming file and line of a broken file.
     """
     folder = pathlib.Path(workdir)
-    if not (folder / 'config.json').exists():
-        raise FileNotFoundError(f'{folder} has no config.json: it is not the folder of a run')
-    config = {name: value for name, value in read_json(folder / 'config.json').items() if name != 'version'}
     results = read_json(folder / 'results.json') if (folder / 'results.json').exists() else {}
     results = numbers(results) if 'sweep' in results else results
     names = ('metrics', 'timings', 'lineage', 'completions')
     lines, timings, starts, completions = (read_json_lines(folder / f'{name}.jsonl') for name in names)
     baselines = results.get('baselines') or {}
     curve = 'config.log.plot is False: no curve.'
-    if config.get('log', {}).get('plot', True):
+    if config['log']['plot']:
         train_split = results['data']['splits']['train'] if 'data' in results else None
         plotted = plot.plot(lines, baselines, folder / 'loss.png', results.get('sweep'), train_split)
         curve = CURVE.format('reward' if evaluations.of_policy(lines) else 'loss')
         curve = curve if plotted else 'metrics.jsonl has fewer than two steps with a loss: no curve.'
     samples = folder / 'samples.txt'
     samples = samples.read_text(encoding='utf-8').strip('\n') if samples.exists() else ''
-    batches = config.get('evaluate', {}).get('max_batches')  # 0 is all
+    batches = config['evaluate']['max_batches']  # 0 is all
     sample = f'a random sample of at most {batches:,} batches of ' if batches else ''
     page = [
         f'# {folder.resolve().name}\n',

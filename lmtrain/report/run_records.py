@@ -10,6 +10,7 @@ from typing import Any
 
 from lmtrain.errors import InputError
 from lmtrain.files import flatten_fields, json_type, read_json_lines, read_json_object
+from lmtrain.report.run_config import upgrade
 from lmtrain.report.writers import numbers
 
 Record = dict[str, Any]
@@ -45,7 +46,7 @@ def _find(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def read(folder: pathlib.Path) -> Record:
     """The record of a run: {field: number, text or list}; what a folder does not have is missing.
 
-    Fields are those of its config ('adapt.method'), and
+    Fields are those of its config under their present names ('adapt.method', see `run_config.upgrade`), and
       name, folder, state ('finished', 'running', 'stopped', 'failed', 'broken'), reason (of the last two), step,
       loss (validation, of a trial on its selection rows), the scores beside it (bits_per_byte, or accuracy, ...),
       flops, seconds (training, with evaluation and saving),
@@ -54,18 +55,18 @@ def read(folder: pathlib.Path) -> Record:
     record: Record = {'name': folder.name, 'folder': str(folder)}
     problems: list[str] = []
 
-    def part(name: str) -> dict[str, Any]:
+    def part(name: str, complete=lambda value, path: value) -> dict[str, Any]:
         path = folder / name
         try:
-            return read_json_object(path) if path.exists() else {}
+            return complete(read_json_object(path), path) if path.exists() else {}
         except (InputError, OSError) as error:
             problems.append(str(error).removeprefix(f'{folder}{os.sep}'))
             return {}
 
-    config, results, trial = part('config.json'), numbers(part('results.json')), part('trial.json')
+    config, results, trial = part('config.json', upgrade), numbers(part('results.json')), part('trial.json')
     if not config and not trial and not problems:
         problems.append('there is no config.json')
-    record |= flatten_fields({name: value for name, value in config.items() if name != 'version'})
+    record |= flatten_fields(config)
     for name in ('validation', 'test', 'cost'):
         record |= _numbers(name, results.get(name))
     record |= _numbers('test', part('test.json'))

@@ -123,8 +123,7 @@ def _natural(name: str):
 def differences(records: Sequence[Record]) -> list[str]:
     """The fields of the configs that differ, the task first; last those that differ between the same runs as another.
 
-    A field is compared among the runs that have it: older ones lack the fields of newer versions. The fields of a trial
-    are in its name.
+    A field is compared among the runs that have it; prompts have no config. The fields of a trial are in its name.
     """
     scores = {name for record in records for name in record if f'validation.{name}' in record}
     scores |= {name for record in records for name in record if f'selection.{name}' in record}

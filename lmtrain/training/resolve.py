@@ -15,6 +15,7 @@ from lmtrain.errors import InputError
 from lmtrain.files import local_path
 from lmtrain.models import hub
 from lmtrain.parallel import vocab_padding
+from lmtrain.report import run_config
 from lmtrain.runtime import multihost
 from lmtrain.tasks import TASKS
 from lmtrain.training import longer, workdir
@@ -45,7 +46,7 @@ def resolve(
     config = config.copy_and_resolve_references()
     if saved:
         config.schedule.update(schedule)
-        for section, name in (field.split('.') for field in workdir.LACKED):  # an older run goes on as it began
+        for section, name in (field.split('.') for field in run_config.LACKED):  # an older run goes on as it began
             config[section][name] = config[section][name] or saved[section][name]
         _keep_vocabulary(config, saved)
         config.task.date = config.task.date or saved['task']['date']

@@ -225,7 +225,7 @@ def _write_results(run: Run, state, directory: Path, results: dict[str, Any], fi
     files.write_json(path, plain(results) if run.initial.members else results, indent=1)  # members may have diverged
     text = samples.texts(run, state, directory)
     (directory / 'samples.txt').write_text(text, encoding='utf-8', errors='backslashreplace')
-    page.write(directory)
+    page.write(directory, run.resolved)
 
 
 def _details(run: Run, state) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import jax
 from lmtrain.checkpoint import SaveFailed
 from lmtrain.errors import InputError
 from lmtrain.files import flatten_fields, read_json_lines, read_json_object, write_json
+from lmtrain.report.run_config import VERSION, WrongRun, upgrade
 from lmtrain.runtime import lifecycle, multihost
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import has_setting
@@ -54,15 +55,8 @@ CONSEQUENCES = {
     'continued': ' (the schedule continues from before its decay)',
     'extended': ' (a new schedule begins)',
 }
-VERSION = 2  # of config.json; folders without a version are of version 1
-# Fields that an older run lacks and whose default is not what that run did: the value that it had in effect.
-LACKED = {'sweep.zipped': True}
 ABSENT = '(absent)'
 VISIBLE = 15.0  # seconds after which a file that one process wrote must be visible to the others
-
-
-class WrongRun(InputError):
-    """The folder belongs to a run of another config, other data or another tokenizer."""
 
 
 class ConfigDifference(NamedTuple):
@@ -318,43 +312,9 @@ def _normal(tree: Any) -> Any:
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
-    """The config of the run in a folder, as a nested dict from JSON.
-
-    A field under a former name gets its present one. A field that the lmtrain of that run did not have takes the value
-    that it had in effect: that of `LACKED`, else its default. Raises WrongRun.
-    """
-    from configs import base  # late: only a folder that exists needs the defaults
-
+    """The config of the run in a folder, see `run_config.upgrade`. Raises WrongRun."""
     path = Path(workdir) / 'config.json'
-    config = read(path)
-    version = config.pop('version', 1)
-    if type(version) is not int or version > VERSION:
-        raise WrongRun(f'{path} has version {version!r}, and this lmtrain reads up to {VERSION}: update lmtrain')
-    if missing := [name for name in ('data', 'model', 'optimizer', 'budget') if not isinstance(config.get(name), dict)]:
-        raise WrongRun(f'{path} is not the config of a run: it has no section {missing[0]!r}')
-    defaults = json.loads(base.get_config().to_json())
-    for field, value in LACKED.items():
-        section, name = field.split('.')
-        defaults[section][name] = value
-    return _filled(_renamed(config, base.RENAMED), defaults)
-
-
-def _renamed(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """`config` with the fields under their present names."""
-    return {
-        names.get(name, name): _renamed(value, names) if isinstance(value, dict) else value
-        for name, value in config.items()
-    }
-
-
-def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`config` with the fields that only `defaults` has."""
-    nested = {
-        name: value
-        for name, value in config.items()
-        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
-    }
-    return defaults | config | {name: _filled(value, defaults[name]) for name, value in nested.items()}
+    return upgrade(read(path), path)
 
 
 def read(path: Path) -> dict[str, Any]:

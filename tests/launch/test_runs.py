@@ -10,6 +10,7 @@ import pytest
 from launch import cli
 
 CONFIG = {'seed': 0, 'adapt': {'method': 'full'}, 'optimizer': {'learning_rate': 1e-3}}
+CONFIG |= {'data': {}, 'model': {}, 'budget': {}}  # sections that every run has
 
 
 @pytest.fixture

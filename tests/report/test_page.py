@@ -7,6 +7,10 @@ import pytest
 from configs import base
 from lmtrain.report import page as report
 
+CONFIG = json.loads(base.get_config().to_json())
+CONFIG['model']['width'] = 192
+CONFIG['data']['source'] = 'a|b.txt'
+
 
 def write_lines(path, lines):
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
@@ -14,11 +18,7 @@ def write_lines(path, lines):
 
 def a_run(folder, *, evaluated=True, sampled=True):
     """Writes the folder of a run of 300 steps."""
-    config = json.loads(base.get_config().to_json())
-    config['model']['width'] = 192
-    config['data']['source'] = 'a|b.txt'
     folder.mkdir()
-    (folder / 'config.json').write_text(json.dumps(config))
     lines, timings = [], []
     for step in range(10, 301, 10):
         loss = 3.0 + 5.0 * math.exp(-step / 60)
@@ -62,7 +62,7 @@ def a_run(folder, *, evaluated=True, sampled=True):
 
 
 def test_complete_run(tmp_path):
-    page = report.write(a_run(tmp_path / 'quick')).read_text()
+    page = report.write(a_run(tmp_path / 'quick'), CONFIG).read_text()
     assert page.startswith('# quick\n\n**1.517 bits per byte** on validation text, less than bigram (1.862)')
     assert 'not less than xz (1.300)' in page
     for expected in (
@@ -97,16 +97,13 @@ def test_texts_of_a_model_stay_in_their_code(tmp_path):
     folder = a_run(tmp_path / 'run')
     row = {'step': 1, 'prompt': 'a|b', 'completion': 'x `` <img src=y> ```', 'reward': 1.0, 'ended': True}
     write_lines(folder / 'completions.jsonl', [row])
-    assert r'| `a\|b` | ```` x `` <img src=y> ``` ```` |' in report.write(folder).read_text(encoding='utf-8')
+    assert r'| `a\|b` | ```` x `` <img src=y> ``` ```` |' in report.write(folder, CONFIG).read_text(encoding='utf-8')
 
 
 def test_limited_evaluation_is_stated(tmp_path):
     folder = a_run(tmp_path / 'run')
-    assert 'The others are measured on the same validation text.' in report.write(folder).read_text()
-    config = json.loads((folder / 'config.json').read_text())
-    config['evaluate']['max_batches'] = 8
-    (folder / 'config.json').write_text(json.dumps(config))
-    page = report.write(folder).read_text()
+    assert 'The others are measured on the same validation text.' in report.write(folder, CONFIG).read_text()
+    page = report.write(folder, CONFIG | {'evaluate': CONFIG['evaluate'] | {'max_batches': 8}}).read_text()
     assert 'bits per byte** on a random sample of at most 8 batches of validation text' in page
     assert 'on all of the validation text, this model on a random sample of at most 8 batches of it.' in page
     assert 'same validation text' not in page
@@ -133,7 +130,7 @@ def test_data_section_of_a_mixture(tmp_path):
     starts = [json.loads(line) for line in (folder / 'lineage.jsonl').read_text().splitlines()]
     starts[0]['command'] = 'lmtrain train --workdir=caf\udce9'  # a name that is not UTF-8, in Python
     write_lines(folder / 'lineage.jsonl', starts)
-    page = report.write(folder).read_text(encoding='utf-8')
+    page = report.write(folder, CONFIG).read_text(encoding='utf-8')
     for expected in (
         '| this model, `b/` alone (weight 0.25) | 1.7500 | 2.5000 | 12.18 | 3.6067 |',
         '* `a.txt`: weight 1: 1 file, 1 document, 9.00 kB; the tail of each document is held out.',
@@ -149,20 +146,20 @@ def test_non_finite_evaluation_is_not_drawn(tmp_path, loss):
     folder = a_run(tmp_path / 'run')
     with (folder / 'metrics.jsonl').open('a') as file:
         file.write(json.dumps({'step': 301, 'validation_loss': loss, 'validation_bits_per_byte': loss}) + '\n')
-    report.write(folder)
+    report.write(folder, CONFIG)
     assert (folder / 'loss.png').stat().st_size > 10_000
 
 
 def test_page_is_reproducible(tmp_path):
     folder = a_run(tmp_path / 'run')
-    first = report.write(folder).read_text()
-    assert report.write(folder).read_text() == first
+    first = report.write(folder, CONFIG).read_text()
+    assert report.write(folder, CONFIG).read_text() == first
     (folder / 'samples.txt').write_text('other words\x1b[2J', encoding='utf-8')
-    assert 'other words\ufffd[2J' in report.write(folder).read_text(encoding='utf-8')
+    assert 'other words\ufffd[2J' in report.write(folder, CONFIG).read_text(encoding='utf-8')
 
 
 def test_run_without_evaluation_and_samples(tmp_path):
-    page = report.write(a_run(tmp_path / 'run', evaluated=False, sampled=False)).read_text()
+    page = report.write(a_run(tmp_path / 'run', evaluated=False, sampled=False), CONFIG).read_text()
     for expected in ('no final evaluation', 'The run was not evaluated', 'The run has no samples'):
         assert expected in page
     assert (tmp_path / 'run/loss.png').exists()
@@ -171,9 +168,8 @@ def test_run_without_evaluation_and_samples(tmp_path):
 def test_run_that_has_just_started(tmp_path):
     folder = tmp_path / 'run'
     folder.mkdir()
-    (folder / 'config.json').write_text(base.get_config().to_json())
     (folder / 'metrics.jsonl').write_text('{"step": 1, "batch": "a", "loss": 3.0}\n{"step": 2, "ba')
-    page = report.write(folder).read_text()
+    page = report.write(folder, base.get_config().to_dict()).read_text()  # with its tuples
     assert 'no curve' in page and not (folder / 'loss.png').exists()
     for expected in (
         'has the cost of the run',
@@ -184,25 +180,29 @@ def test_run_that_has_just_started(tmp_path):
         assert expected in page
 
 
-def test_missing_and_broken_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match='has no config.json'):
-        report.write(tmp_path)
+def test_broken_files_are_named(tmp_path):
     folder = a_run(tmp_path / 'run')
     (folder / 'metrics.jsonl').write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
     with pytest.raises(ValueError, match='metrics.jsonl:2: invalid JSON'):
-        report.write(folder)
+        report.write(folder, CONFIG)
     (folder / 'results.json').write_text('{')
     with pytest.raises(ValueError, match='results.json: invalid JSON'):
-        report.write(folder)
+        report.write(folder, CONFIG)
+
+
+def test_no_curve_is_drawn_without_log_plot(tmp_path):
+    folder = a_run(tmp_path / 'run')
+    page = report.write(folder, CONFIG | {'log': CONFIG['log'] | {'plot': False}}).read_text()
+    assert 'config.log.plot is False: no curve.' in page and not (folder / 'loss.png').exists()
 
 
 def test_plot_needs_no_display(tmp_path):
-    report.write(a_run(tmp_path / 'run'))
+    report.write(a_run(tmp_path / 'run'), CONFIG)
     assert 'matplotlib.pyplot' not in sys.modules, 'pyplot looks for a display and keeps figures'
 
 
 def test_plan_and_actual_cost(tmp_path):
-    page = report.write(a_run(tmp_path / 'quick')).read_text()
+    page = report.write(a_run(tmp_path / 'quick'), CONFIG).read_text()
     assert '| peak memory | 1.00 GB | 1.10 GB | 1.10 |' in page
     assert '| wall time with evaluation and saving | 1m 40s | 4m 05s | 2.45 |' in page
     assert '| tokens, padding included |' in page.partition('## Plan and actual')[0]
@@ -221,7 +221,7 @@ def test_result_cells(tmp_path):
     results = json.loads((folder / 'results.json').read_text())
     results['baselines']['tie'] = loss / 2  # equal to this model: not less
     (folder / 'results.json').write_text(json.dumps(results))
-    page = report.write(folder).read_text()
+    page = report.write(folder, CONFIG).read_text()
     figures = [f'**{loss / 2:.4f}**', f'{loss:.4f}', f'{math.exp(loss):.4g}', f'{loss / math.log(2):.4f}']
     assert cells(page, '**this model**, validation') == figures
     assert cells(page, 'xz') == ['1.3000', '', '', '']
@@ -235,7 +235,7 @@ def test_medians_and_last_command(tmp_path):
     )
     with (folder / 'lineage.jsonl').open('a') as file:
         file.write(json.dumps({'resumed_from': 250, 'command': 'lmtrain train --config=y'}) + '\n')
-    page = report.write(folder).read_text()
+    page = report.write(folder, CONFIG).read_text()
     assert cells(page, 'tokens per second, median') == ['2']
     assert 'lmtrain train --config=y' in page and '--config=x' not in page
     assert 'started 3 times; the later starts resumed from step 200, 250' in page
@@ -259,7 +259,7 @@ def test_member_and_domain_cells(tmp_path):
         for name, (before, after) in measured.items()
     }
     (folder / 'results.json').write_text(json.dumps(results))
-    page = report.write(folder).read_text()
+    page = report.write(folder, CONFIG).read_text()
     assert '| 1 | 0.001 | 4 | 7 | 1.2000 | 2.4000 |' in page
     assert '| 0.001 | 2 | 1.1000 (0.9000 to 1.3000) | 2.2000 (1.8000 to 2.6000) |' in page
     assert '| 0.01 | 1 | 1.4000 (one member) | 2.8000 (one member) |' in page
@@ -277,7 +277,7 @@ def test_plot_content(tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     lines[7]['nats'] = 'nan'  # a step with a non-finite loss is left out
     write_lines(folder / 'metrics.jsonl', lines)
-    report.write(folder)
+    report.write(folder, CONFIG)
     training, _, validation, *_ = figures[0].axes[0].lines
     finite = [line for line in lines if 'loss' in line and line.get('nats') != 'nan']
     assert list(training.get_xdata()) == [line['step'] for line in finite]
@@ -302,7 +302,7 @@ def test_training_curve_has_the_bytes_of_training_tokens(tmp_path, monkeypatch):
     sizes = {'documents': 1, 'bytes': 3000, 'tokens': 1000}
     results['data'] = {'sources': [], 'splits': {'train': sizes, 'validation': sizes | {'bytes': 2885}}}
     (folder / 'results.json').write_text(json.dumps(results), encoding='utf-8')
-    report.write(folder)
+    report.write(folder, CONFIG)
     training, _, validation, *_ = figures[0].axes[0].lines
     assert training.get_ydata()[-1] == pytest.approx((3 + 5 * math.exp(-5)) / 3 / math.log(2))
     assert validation.get_ydata()[-1] == pytest.approx((3 + 5 * math.exp(-5)) / 2)  # as evaluated
@@ -317,7 +317,7 @@ def test_baseline_off_scale_is_labelled_at_the_edge(tmp_path, monkeypatch):
     results = json.loads((folder / 'results.json').read_text(encoding='utf-8'))
     results['baselines'] |= {'xz': 90.0, 'bigram': 0.001}
     (folder / 'results.json').write_text(json.dumps(results), encoding='utf-8')
-    report.write(folder)
+    report.write(folder, CONFIG)
     axes = figures[0].axes[0]
     low, high = axes.get_ylim()
     labels = {text.get_text(): text.xy[1] for text in axes.texts}
@@ -331,7 +331,7 @@ def test_plot_range_includes_validation(tmp_path):
     lines = [{'step': step, 'loss': 5.5 + 1e-4 * step, 'nats': 5.5} for step in range(1, 9)]
     lines += [{'step': 8, 'validation_loss': 9.0, 'validation_bits_per_byte': 4.5}]
     write_lines(folder / 'metrics.jsonl', lines)
-    report.write(folder)  # warnings of matplotlib are errors
+    report.write(folder, CONFIG)  # warnings of matplotlib are errors
     assert (folder / 'loss.png').stat().st_size > 10_000
 
 
@@ -341,6 +341,6 @@ def test_scores_of_a_task_have_the_number_of_rows_they_were_measured_on(tmp_path
     for unit, verdict, row in (({'unit': 'row'}, '3 rows', ['3 rows']), ({}, 'the rows', [])):
         results = {'validation': scores} | unit
         (folder / 'results.json').write_text(json.dumps(results))
-        page = report.write(folder).read_text()
+        page = report.write(folder, CONFIG).read_text()
         assert f'**loss 0.2319, accuracy 1.0000** on {verdict} of validation.' in page
         assert cells(page, 'validation') == ['0.2319', '1.0000', *row]

@@ -25,7 +25,7 @@ def write(folder, config=None, results=None, metrics=(), timings=(), **files):
     return folder
 
 
-CONFIG = {'seed': 3, 'adapt': {'method': 'lora'}, 'model': {'width': 64}}
+CONFIG = {'seed': 3, 'adapt': {'method': 'lora'}, 'model': {'width': 64}, 'data': {}, 'optimizer': {}, 'budget': {}}
 VALIDATION = {
     'loss': 1.5,
     'perplexity': 4.5,
@@ -43,13 +43,13 @@ TIMINGS = [
 
 
 def test_finished_run(tmp_path):
-    folder = write(tmp_path / 'one', CONFIG, {'validation': VALIDATION, 'cost': COST, 'data': {'split': 'auto'}})
+    folder = write(tmp_path / 'one', CONFIG, {'validation': VALIDATION, 'cost': COST, 'data': {'bytes': 9}})
     record = run_records.read(folder)
     assert (record['name'], record['state'], record['step']) == ('one', 'finished', 40)
     assert (record['seed'], record['adapt.method'], record['model.width']) == (3, 'lora', 64)
     assert (record['loss'], record['bits_per_byte'], record['flops'], record['seconds']) == (1.5, 1.1, 4e9, 12.5)
     assert record['validation.perplexity'] == 4.5 and record['cost.steps'] == 40
-    assert not {'perplexity', 'targets', 'reason', 'data.split'} & record.keys()
+    assert not {'perplexity', 'targets', 'reason', 'data.bytes'} & record.keys()
 
 
 def test_scores_of_another_task(tmp_path):
@@ -118,6 +118,8 @@ def test_trial_counts_its_selection_rows_and_its_own_cost(tmp_path):
         ('config.json', b'{"seed": ', 'config.json: invalid JSON'),
         ('config.json', b'[1]', 'config.json: expected a JSON object'),
         ('config.json', b'\xff\xfe', 'config.json: invalid JSON'),
+        ('config.json', b'{"version": 99}', 'config.json has version 99, and this lmtrain reads up to'),
+        ('config.json', b'{"model_type": "gpt2"}', "config.json is not the config of a run: it has no section 'data'"),
         ('results.json', b'', 'results.json: invalid JSON'),
         ('trial.json', b'nan?', 'trial.json: invalid JSON'),
         ('metrics.jsonl', b'{"step": 1}\nbroken\n{"step": 3}\n', 'metrics.jsonl:2: invalid JSON'),
@@ -166,3 +168,6 @@ def test_runs_of_an_older_version():
     records = [run_records.read(folder) for folder in run_records.find([OLD_RUNS])]
     assert records and all(record['state'] in ('finished', 'stopped') and record['step'] > 0 for record in records)
     assert all('loss' in record and 'model.width' in record for record in records)
+    for record in records:  # one setting has one name in a table with newer runs
+        assert record['data.mask_rate'] == 0.0 and not {'data.corrupt', 'verify_every', 'learns'} & record.keys()
+        assert record['sweep.zipped'] is True and record['log.plot'] is True  # fields that are newer

@@ -9,6 +9,7 @@ import ml_collections
 import pytest
 
 from configs.base import get_config
+from lmtrain.report.run_config import WrongRun
 from lmtrain.runtime import multihost
 from lmtrain.tasks import TASKS, prepare
 from lmtrain.training import workdir
@@ -70,7 +71,7 @@ def test_resumed_run_uses_the_date_of_its_first_start(make, tmp_path, monkeypatc
     config.task.date = '2031-02-05'
     other = build(*resolve(config, tmp_path))
     assert other.config.task.date == '2031-02-05'
-    with pytest.raises(workdir.WrongRun, match='fingerprint of data'):
+    with pytest.raises(WrongRun, match='fingerprint of data'):
         workdir.bind(tmp_path, other.resolved, other.fingerprints)
 
 

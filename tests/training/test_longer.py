@@ -9,8 +9,8 @@ import pytest
 from configs import base, tiny
 from lmtrain import optimizer
 from lmtrain.report import metrics
+from lmtrain.report.run_config import WrongRun
 from lmtrain.training import longer, train, workdir
-from lmtrain.training.workdir import WrongRun
 
 CONFIG = json.loads(json.dumps(base.get_config().to_dict()))
 PRINTS = {'data': 'aa', 'tokenizer': 'bb'}

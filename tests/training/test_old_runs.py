@@ -11,7 +11,7 @@ import shutil
 import pytest
 
 from launch import cli, recipe
-from lmtrain.training import export, load, train
+from lmtrain.training import export, load, train, workdir
 
 HERE = pathlib.Path(__file__).parent / 'old_runs'
 SMALL = {
@@ -93,6 +93,18 @@ def test_old_run_resumes(name):
     after = metrics_of(name)
     assert after[: len(before)] == before  # nothing is lost, and nothing is taken again
     assert [line['step'] for line in after[len(before) :] if 'loss' in line] == [5, 6]
+
+
+def test_report_of_an_old_run_has_the_present_names_of_fields(monkeypatch):
+    monkeypatch.setattr(workdir, 'bind', lambda *_: [])  # config.json stays as it is if nothing has changed
+    train.train(config_of('text'), pathlib.Path('runs/text'))  # it is finished: only the report is written
+    assert '"corrupt"' in pathlib.Path('runs/text/config.json').read_text(encoding='utf-8')
+    settings = pathlib.Path('runs/text/report.md').read_text(encoding='utf-8').partition('## What was run')[2]
+    differences, _, whole = settings.partition('<details>')
+    assert '| `model.width` | `16` |' in differences
+    for name in ('corrupt', 'mask_rate', 'verify_every', 'learns', 'log.plot'):
+        assert name not in differences, name
+    assert '"mask_rate": 0.0' in whole and '"corrupt"' not in whole
 
 
 @pytest.mark.slow

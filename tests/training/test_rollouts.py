@@ -16,6 +16,7 @@ from lmtrain import tree
 from lmtrain.cost import passes
 from lmtrain.errors import InputError
 from lmtrain.parallel import sharding
+from lmtrain.report.run_config import WrongRun
 from lmtrain.tasks.task import with_settings
 from lmtrain.training import init_from, pipeline, rollout_cost, rollouts, workdir
 from lmtrain.training.build import build
@@ -456,7 +457,7 @@ def test_a_changed_reward_is_another_run(config, folder, tmp_path):
     assert workdir.bind(tmp_path, run.resolved, built(config).fingerprints) == []
     (folder / 'first.py').write_text(REWARD.replace('0123456789', '02468'), encoding='utf-8')
     changed = built(config)
-    with pytest.raises(workdir.WrongRun, match='fingerprint of reward'):
+    with pytest.raises(WrongRun, match='fingerprint of reward'):
         workdir.bind(tmp_path, changed.resolved, changed.fingerprints)
 
     older = json.loads((tmp_path / 'fingerprints.json').read_text())

@@ -14,8 +14,9 @@ import pytest
 
 from configs import base
 from lmtrain.files import flatten_fields
+from lmtrain.report import run_config
+from lmtrain.report.run_config import WrongRun
 from lmtrain.training import workdir
-from lmtrain.training.workdir import WrongRun
 
 CONFIG = json.loads(json.dumps(base.get_config().to_dict()))
 FIELDS = sorted(flatten_fields(CONFIG))
@@ -110,7 +111,7 @@ def test_values_are_compared_as_json(saved, current, fields):
 
 def test_folder_belongs_to_its_config(tmp_path):
     assert workdir.bind(tmp_path, CONFIG, PRINTS) == []
-    assert json.loads((tmp_path / 'config.json').read_text()) == {'version': workdir.VERSION} | CONFIG
+    assert json.loads((tmp_path / 'config.json').read_text()) == {'version': run_config.VERSION} | CONFIG
     assert workdir.bind(tmp_path, base.get_config().to_dict(), PRINTS) == []  # with its tuples
     other = changed('model.width', changed('log.every_steps', value=3), 512)
     with pytest.raises(WrongRun) as caught:
@@ -136,7 +137,7 @@ def test_field_that_an_older_run_lacks_has_the_value_of_its_behaviour(tmp_path):
     config = workdir.read_config(tmp_path)
     assert config['sweep']['zipped'] is True  # seeds and rates were zipped then
     assert config['schedule']['begin'] == 0.0
-    for field in workdir.LACKED:
+    for field in run_config.LACKED:
         assert field in FIELDS
 
 
