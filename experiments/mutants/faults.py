@@ -134,8 +134,8 @@ FAULTS = {
         ('seconds of one device', '+ devices * now', '+ now'),
         (
             'tokens are those of the next step',
-            'self.clock.elapsed} | self.parts.spent(self.step, ',
-            'self.clock.elapsed} | self.parts.spent(self.step + 1, ',
+            'self.clock.elapsed} | self.run.spent(self.step, ',
+            'self.clock.elapsed} | self.run.spent(self.step + 1, ',
         ),
         (
             'the learning rate is one step late',

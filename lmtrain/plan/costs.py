@@ -19,7 +19,7 @@ from lmtrain.report import terminal
 from lmtrain.tasks import TASKS
 from lmtrain.training import reference, rollout_cost, workdir
 from lmtrain.training.checks import check_settings
-from lmtrain.training.initial import with_task_head
+from lmtrain.training.initial import initial_params
 from lmtrain.training.resolve import resolve
 
 TEXT = 256  # tokens of a generated text
@@ -125,7 +125,7 @@ class Costs:
         self.model = Transformer(**self.config.model)
         self.machine, self.base = on, base
         shapes = base.shapes if base else None
-        draw = functools.partial(with_task_head, self.model, seq_len=self.config.data.seq_len)
+        draw = functools.partial(initial_params, self.model, seq_len=self.config.data.seq_len)
         self.params = jax.eval_shape(lambda key, shapes: draw(key, shapes), jax.random.key(0), shapes)
         self.row = workload.row_tokens or min(64, self.model.max_len // 4)
         whole = self.row + ANSWER

@@ -20,7 +20,7 @@ from lmtrain.tasks.prepare import TaskData, prepare_task
 from lmtrain.tasks.task import has_setting, with_settings
 from lmtrain.training import checks, evaluate, reference, rollout_cost, rollouts, samples, sweep
 from lmtrain.training.init_from import Base, no_form, with_head
-from lmtrain.training.initial import InitialState, with_task_head
+from lmtrain.training.initial import InitialState, initial_params
 from lmtrain.training.run import Run
 
 
@@ -187,7 +187,7 @@ def _method(config, head: HeadedModel, corpus) -> adapt.Method:
         text = settings.pop('text')
         settings['ids'] = corpus.tokenizer.encode(text) if text else ()
     params = jax.eval_shape(
-        lambda key, base_params: with_task_head(head.model, key, base_params, config.data.seq_len),
+        lambda key, base_params: initial_params(head.model, key, base_params, config.data.seq_len),
         jax.random.key(0),
         head.base.shapes if head.base else None,
     )

@@ -73,7 +73,7 @@ class InitialState:
         """
 
         def one(key):
-            params = with_task_head(self.model, key, base_params, self.config.data.seq_len)
+            params = initial_params(self.model, key, base_params, self.config.data.seq_len)
             params = self.method.start(jax.random.fold_in(key, 2), params)
             if self.model.vocab_fill:
                 params = vocab_padding.pad(params, self.model.vocab_fill)
@@ -144,7 +144,7 @@ class InitialState:
         return stored.replace(frozen=tree.unflatten(frozen | tree.flatten(stored.frozen)))
 
 
-def with_task_head(model: Transformer, key: jax.Array, base_params: tree.Params | None, seq_len: int) -> tree.Params:
+def initial_params(model: Transformer, key: jax.Array, base_params: tree.Params | None, seq_len: int) -> tree.Params:
     """The parameters of the model: those of the base, and drawn ones that it lacks, which are of the task's head."""
     if base_params is not None and model.head == 'lm':
         return base_params

@@ -11,8 +11,7 @@ import numpy as np
 from lmtrain import data, tree
 from lmtrain.cost import hlo
 from lmtrain.parallel import sharding
-from lmtrain.report import completions as samples
-from lmtrain.report import evaluations, metrics, summary, terminal
+from lmtrain.report import completions, evaluations, metrics, summary, terminal
 from lmtrain.report.writers import numbers, plain
 from lmtrain.runtime import faults, lifecycle, multihost, sdc
 from lmtrain.runtime.progress import phase
@@ -32,9 +31,10 @@ class Loop:
     """
 
     def __init__(self, run: Run, checkpoints, signals, watchdog, writers, live, extra):
-        self.parts, self.checkpoints, self.signals, self.watchdog = run, checkpoints, signals, watchdog
-        self.writers, self.live, self.before = writers, live, extra.get('measured', {})
-        self.step_memory = self.before.get('step_memory', 0)
+        self.run, self.checkpoints, self.signals, self.watchdog = run, checkpoints, signals, watchdog
+        self.writers, self.live = writers, live
+        self.earlier_cost = extra.get('measured', {})  # of earlier starts
+        self.step_memory = self.earlier_cost.get('step_memory', 0)
         self.step = self.saved_at = extra['step']  # steps taken, and those that the last checkpoint has
         last = extra.get('validation')
         self.validation, self.evaluated_at = last and numbers(last), extra.get('evaluated_at')  # the last evaluation
@@ -84,7 +84,7 @@ class Loop:
         self.stopping, self.spent_by_all = self.stopping or bool(signalled), spent
         return self.stopping
 
-    def run(self, state, compiled):
+    def train(self, state, compiled):
         """Trains to the end of the budget and returns the state.
 
         Args:
@@ -96,7 +96,7 @@ class Loop:
         if ends:
             self.live.print(summary.finished(self.step, early=progress < 1.0))
         first = self.sampler and not self.step  # what the policy can do before it learns
-        if (ends or first or self.due(self.parts.config.evaluate.every_steps)) and self.evaluated_at != self.step:
+        if (ends or first or self.due(self.run.config.evaluate.every_steps)) and self.evaluated_at != self.step:
             self.evaluate(state)  # or a signal interrupted it in the previous start
             self.watchdog.expect('start')  # the step may still be compiling
             if self.step and self.evaluated_at == self.step:
@@ -118,7 +118,7 @@ class Loop:
             source = rollouts.Rollouts(self.sampler, self.step, self._place, self.sampled, self.show)
             self.sampled = source.state
         else:
-            source = data.Prefetch(self.parts.train_stream(), self.step, self._place)
+            source = data.Prefetch(self.run.train_stream(), self.step, self._place)
         with contextlib.closing(source) as batches:
             self.clock.start()
             self.meter.restart(self.step, progress, 0.0)
@@ -138,7 +138,7 @@ class Loop:
         Metrics of a step are read while the device computes the next one, so the host never waits for the device. On
         a CPU they are read at once: many steps in flight can deadlock simulated devices.
         """
-        pending, every = [], self.parts.config.sdc_check_every
+        pending, every = [], self.run.config.sdc_check_every
         while progress < 1.0:
             self.watchdog.expect('step')
             step, (batch, digest) = batches.take(state)
@@ -146,8 +146,8 @@ class Loop:
                 faults.inject(point, step + 1)
             stopping = self.should_stop()
             # Processes must agree on the progress: under a budget in hours it is the largest of their clocks.
-            progress = self.clock.spent(step + 1) if self.parts.total_steps else self.spent_by_all
-            if not self.parts.total_steps and self.progress < (self.parts.decay_progress or 0.0) <= progress:
+            progress = self.clock.spent(step + 1) if self.run.total_steps else self.spent_by_all
+            if not self.run.total_steps and self.progress < (self.run.decay_progress or 0.0) <= progress:
                 self.keep_before_decay(state, pending, batches.waited)
             self.step, self.progress = step + 1, progress
             self.live.at(self.step, progress)
@@ -156,7 +156,7 @@ class Loop:
             state, measured = step_function(state, batch, np.float32(progress))
             pending.append((self.step, progress, measured, digest, batches.waited, batches.figures))
             whole = progress >= 1.0 or self.step % self.rollout_steps == 0
-            evaluate_now = progress >= 1.0 or self.due(self.parts.config.evaluate.every_steps)
+            evaluate_now = progress >= 1.0 or self.due(self.run.config.evaluate.every_steps)
             save_now = progress >= 1.0 or self.due(self.checkpoints.every_steps)
             save_now = save_now or whole and self.step == self.checkpoints.branch
             due = evaluate_now or save_now or stopping and whole
@@ -206,7 +206,7 @@ class Loop:
         self.means.add(values)
         if figures:
             self.monitor.add(values, figures, first=(step - 1) % self.rollout_steps == 0)
-        if step % self.parts.config.log.every_steps and 1 < step and progress < 1.0:
+        if step % self.run.config.log.every_steps and 1 < step and progress < 1.0:
             if self.live.empty:  # a resumed run: the next line of metrics may be far
                 self.live.update(step, progress, values)
             return
@@ -216,7 +216,7 @@ class Loop:
             means = {name: value for name, value in means.items() if not math.isnan(value)}
         values |= means
         if self.sampler:
-            self.meter.flops_per_step = self.parts.spent(self.step, self.sampled)['flops'] / self.step
+            self.meter.flops_per_step = self.run.spent(self.step, self.sampled)['flops'] / self.step
         speed = self.meter.read(step, progress, waited)
         if self.sampler:
             values |= self.monitor.figures()
@@ -227,14 +227,14 @@ class Loop:
         if self.writers:
             self.writers.metrics(step, values, digest)
             self.writers.timings(step, speed)
-        self.live.update(step, progress, values | speed | self.parts.in_bits(values))
+        self.live.update(step, progress, values | speed | self.run.in_bits(values))
 
-    def show(self, step: int, prompts, completions):
+    def show(self, step: int, prompts, rollout):
         """Prints and records a few completions of a rollout that follows `step` steps, if they are due."""
-        every = self.parts.config.policy.show_every
+        every = self.run.config.policy.show_every
         if every and step // self.rollout_steps % every == 0:
-            rows = samples.rows(prompts.texts, completions)
-            self.live.print(samples.table(rows))
+            rows = completions.rows(prompts.texts, rollout)
+            self.live.print(completions.table(rows))
             if self.writers:
                 self.writers.completions(step + 1, rows)
 
@@ -253,10 +253,10 @@ class Loop:
             return
         if self.sampler:
             self.sampled['evaluation_flops'] = self.sampler.held_out_flops
-        if self.parts.initial.members:
+        if self.run.initial.members:
             skipped = np.asarray(state.counters['skipped_in_a_row']).tolist()
             validation = sweep.without_diverged(validation, skipped, MAX_SKIPPED_IN_A_ROW)
-            validation = sweep.of_best_rate(self.parts.initial.members, validation)
+            validation = sweep.of_best_rate(self.run.initial.members, validation)
         rises = self.validation is not None and validation['loss'] > self.validation['loss']
         self.rises = self.rises + 1 if rises else 0
         self.validation, self.evaluated_at = validation, self.step
@@ -265,12 +265,12 @@ class Loop:
         if self.writers:
             self.writers.validation(self.step, self.validation)
         self.live.print(terminal.note(f'{self.step:,}', terminal.evaluation_line(self.validation, self.baselines)))
-        if self.parts.initial.members:
-            self.live.print(terminal.note('', sweep.line(self.parts.initial.members, self.validation)))
-        if self.rises == evaluations.RISING and self.writers and not self.parts.initial.members:
+        if self.run.initial.members:
+            self.live.print(terminal.note('', sweep.line(self.run.initial.members, self.validation)))
+        if self.rises == evaluations.RISING and self.writers and not self.run.initial.members:
             if sign := evaluations.overfitting(self.writers.lines()):
-                self.live.print(terminal.note('overfits', evaluations.text(sign, self.parts.steps_per_epoch)))
-        epochs = self.step / self.parts.steps_per_epoch
+                self.live.print(terminal.note('overfits', evaluations.text(sign, self.run.steps_per_epoch)))
+        epochs = self.step / self.run.steps_per_epoch
         if self.writers and self.progress < 1.0 and epochs > evaluations.MANY_EPOCHS and not self.memorised:
             self.memorised = evaluations.memorised(self.writers.lines(), epochs)
             if self.memorised:
@@ -287,7 +287,7 @@ class Loop:
     def domains(self, state, known=()) -> dict[str, Any]:
         """The validation loss on this data and on each of config.evaluate.sources, but for the names in `known`."""
         self.watchdog.expect('evaluate')
-        streams = evaluate.domains(self.parts)
+        streams = evaluate.domains(self.run)
         return {
             name: evaluate.evaluate(self.eval_step, state.params, {name: (1.0, stream)}, self.to_devices)
             for name, stream in streams.items()
@@ -298,16 +298,16 @@ class Loop:
         """Starts to save the state and all counters that a resumed run needs."""
         self.watchdog.expect('save')
         extra = {'elapsed': self.clock.elapsed, 'evaluated_at': self.evaluated_at}
-        extra |= {'validation': plain(self.validation) if self.parts.initial.members else self.validation}
+        extra |= {'validation': plain(self.validation) if self.run.initial.members else self.validation}
         extra |= {'means': self.means.state}  # of the steps since the last line
         extra |= {'monitor': self.monitor.state, 'sampled': self.sampled} if self.sampler else {}
         extra |= {'bests': self.bests} if self.patience else {}
-        if hours := self.parts.config.budget.hours:
+        if hours := self.run.config.budget.hours:
             extra['hours'] = self.progress * hours  # by which the schedule set the last step; `elapsed` is later
-        extra |= self.parts.spent(self.step, self.sampled)
-        extra |= {'measured': self.measured(), 'cut': list(self.parts.initial.method.cut)}
+        extra |= self.run.spent(self.step, self.sampled)
+        extra |= {'measured': self.measured(), 'cut': list(self.run.initial.method.cut)}
         metric = self.metric if self.evaluated_at == self.step else None  # never that of an older state
-        self.checkpoints.save(self.parts.initial.stored(state), self.step, extra, metric)
+        self.checkpoints.save(self.run.initial.stored(state), self.step, extra, metric)
         self.saved_at = self.step
 
     def measured(self) -> dict[str, float]:
@@ -316,7 +316,7 @@ class Loop:
         'peak_memory' is that of `metrics.peak_memory`, 'step_memory' that of the compiled train step. Seconds of a
         start that was killed after its last checkpoint are not among them (`workdir.lost_seconds`).
         """
-        before, devices, peak = self.before, self.parts.mesh.size, metrics.peak_memory()
+        before, devices, peak = self.earlier_cost, self.run.mesh.size, metrics.peak_memory()
         now = self.clock.elapsed - self.clock.before
         return {
             'device_seconds': before.get('device_seconds', devices * self.clock.before) + devices * now,
@@ -326,25 +326,23 @@ class Loop:
 
     def cost(self) -> dict[str, float]:
         """Seconds, FLOPs, tokens and memory until now."""
-        cost = {'seconds': self.clock.elapsed} | self.parts.spent(self.step, self.sampled) | self.measured()
+        cost = {'seconds': self.clock.elapsed} | self.run.spent(self.step, self.sampled) | self.measured()
         return cost | ({'evaluation_flops': self.sampler.held_out_flops} if self.sampler else {})
 
     def results(self, state) -> dict[str, Any]:
         """The content of results.json."""
-        cost = {'steps': self.step} | self.cost() | {'epochs': self.step / self.parts.steps_per_epoch}
+        cost = {'steps': self.step} | self.cost() | {'epochs': self.step / self.run.steps_per_epoch}
         cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
         skipped = int(np.sum(np.asarray(state.counters['skipped'])))  # of all members of a sweep
         cost |= {'skipped': skipped} if skipped else {}
         results = {
             'validation': self.validation,
-            'unit': self.parts.task.unit,
+            'unit': self.run.task.unit,
             'baselines': self.baselines,
             'cost': cost,
-            'plan': summary.planned(self.parts),
+            'plan': summary.planned(self.run),
         }
-        results |= {} if self.parts.task.reads_rows else {'data': self.parts.corpus.facts()}
+        results |= {} if self.run.task.reads_rows else {'data': self.run.corpus.facts()}
         if self.patience and evaluations.exhausted(self.bests, self.patience):
             results['stopped_early'] = True
-        return results | (
-            sweep.results(self.parts.initial.members, self.validation) if self.parts.initial.members else {}
-        )
+        return results | (sweep.results(self.run.initial.members, self.validation) if self.run.initial.members else {})

@@ -77,7 +77,7 @@ def train(config, directory, extend: bool = False, programs: dict[Any, Any] | No
         writers = _record_start(stack, run, directory, extra, changed, finished, live) if process_0 else None
         loop = stack.enter_context(contextlib.closing(Loop(run, checkpoints, signals, watchdog, writers, live, extra)))
         before = _evaluate_before(loop, state, directory) if config.evaluate.sources else {}
-        state = loop.run(state, compiling and compiling.result)
+        state = loop.train(state, compiling and compiling.result)
         watchdog.expect('save')
         with progress.phase('saving', brief=True):
             checkpoints.wait()  # under the watchdog and the signal handlers
@@ -199,7 +199,7 @@ def _evaluate_before(loop: Loop, state, directory: Path) -> dict[str, Any]:
 
     Sources that a later start adds are measured on the parameters before the first step, which are drawn or read again.
     """
-    path, run, first = directory / 'before.json', loop.parts, jax.process_index() == 0
+    path, run, first = directory / 'before.json', loop.run, jax.process_index() == 0
     # Process 0 alone reads the folder: what it finds decides for all what they evaluate.
     known = multihost.all_gather_object(workdir.read(path) if first and path.exists() else {})[0]
     if {run.config.data.source, *run.config.evaluate.sources} <= known.keys():

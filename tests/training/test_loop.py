@@ -202,7 +202,7 @@ def test_run_ends_at_the_fifth_skipped_step_in_a_row():
         one = loop.Loop.__new__(loop.Loop)
         one.abort, one.live, values = abort, types.SimpleNamespace(empty=False), []
         one.means = types.SimpleNamespace(add=values.append)
-        one.parts = types.SimpleNamespace(config=types.SimpleNamespace(log=types.SimpleNamespace(every_steps=100)))
+        one.run = types.SimpleNamespace(config=types.SimpleNamespace(log=types.SimpleNamespace(every_steps=100)))
         one.log(7, 0.5, {'skipped_in_a_row': np.int32(skipped)}, 'digest', 0.0, {})
         return values
 
