@@ -331,7 +331,7 @@ def with_hf_family(model: Transformer) -> Transformer:
         named = dataclasses.replace(model, family=family)
         try:
             others = pretrained.differences(named, pretrained.round_trip(named))
-        except ValueError:  # the family has no way to express one of these settings
+        except InputError:  # the family has no way to express one of these settings
             continue
         if not others:
             return named
@@ -370,7 +370,7 @@ def exportable(config) -> str:
             if model is None:
                 return f'no, because {no_form(pool)}'
         return f'yes, as {with_hf_family(model).family}'
-    except (OSError, ValueError) as error:
+    except (OSError, InputError) as error:
         return f'no, because {error}'
 
 

@@ -188,6 +188,16 @@ def test_model_without_matching_family_is_named(folder, monkeypatch):
         init_from.with_hf_family(build.build(*resolve.resolve(recipe(folder))).model)
 
 
+@pytest.mark.parametrize('function', ['differences', 'round_trip'])
+def test_defect_is_no_reason_against_an_export(monkeypatch, function):
+    def broken(*_):
+        raise ValueError('a defect')
+
+    monkeypatch.setattr(pretrained, function, broken)
+    with pytest.raises(ValueError, match='a defect'):
+        init_from.exportable(tiny.get_config())
+
+
 def test_ignored_fields_are_skipped_by_every_run_on_the_base(folder, tmp_path):
     other = tmp_path / 'base'
     shutil.copytree(folder / 'hf', other)
