@@ -84,7 +84,7 @@ def _without_head(name: str, model, params: Mapping, cut: tuple[int, ...], setti
             raise TypeError(f'adapt.method={name!r} takes no settings, but {", ".join(settings)} is set')
         return Method(no_leaves, PATTERNS[name], cut)
     if name == 'prompt':
-        settings = settings | {'scale': getattr(model, 'embed_scale', 1.0)}
+        settings = settings | {'scale': model.embed_scale}
     if name == 'prefix':
         settings = settings | {'num_kv_heads': model.num_kv_heads, 'head_dim': model.head_dim}
     return Method(ADAPTERS[name].adapter(**settings), ADAPTERS[name].TRAINABLE, cut)

@@ -81,7 +81,7 @@ def keys_per_query(model, seq_len: int, block: int | None) -> float:
     if not model.causal:
         return seq_len
     block, window = block or seq_len, model.window or seq_len
-    full = len(getattr(model, 'global_layers', ())) / model.num_layers  # share of the layers without a window
+    full = len(model.global_layers) / model.num_layers  # share of the layers without a window
     cells = 0
     for start in range(0, seq_len, block):
         stop = min(start + block, seq_len)

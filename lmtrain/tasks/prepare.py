@@ -68,6 +68,11 @@ class TaskData:
     packed: dict[str, PackedExamples] = field(repr=False)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """('',): the rows of a task are one source."""
+        return ('',)
+
+    @property
     def sizes(self) -> dict[str, int]:
         """{split: its rows, without those that were left out}; a row may be several examples."""
         return {split: len(np.unique(each.source)) for split, each in self.examples.items()}

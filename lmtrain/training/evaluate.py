@@ -52,7 +52,7 @@ def passes(run: Run, split: str, max_batches: int = 0) -> dict[str, tuple[float,
     Args:
       max_batches: limit for all sources together, divided by their shares, at least one batch each; 0 is no limit.
     """
-    names = getattr(run.corpus, 'names', ('',))  # the rows of a task have one source
+    names = run.corpus.names
     if len(names) == 1:
         return {names[0]: (1.0, run.stream(split, limit=max_batches))}
     parts = {}

@@ -82,7 +82,9 @@ def test_flops_equal_those_of_the_compiled_step(compiled, settings, trainable, p
 
 def gpt2_124m(**changes):
     sizes = {'vocab_size': 50304, 'width': 768, 'num_layers': 12, 'num_heads': 12, 'num_kv_heads': 12, 'head_dim': 64}
-    return types.SimpleNamespace(**TINY | sizes | {'mlp_dim': 3072, 'unroll': 1, 'head': 'lm'} | changes)
+    return types.SimpleNamespace(
+        **TINY | sizes | {'mlp_dim': 3072, 'unroll': 1, 'head': 'lm', 'global_layers': ()} | changes
+    )
 
 
 def test_published_flops_of_gpt2():
