@@ -130,7 +130,7 @@ def get_config():
     config.model.norm_place = 'pre'  # 'pre' | 'post' (BERT) | 'branch' (after, OLMo 2) | 'sandwich' (both, Gemma 2)
     config.model.embed_norm = False  # a norm after the embeddings (BERT, crammed BERT)
     config.model.activation = 'swiglu'  # 'swiglu' | 'geglu' | 'gelu' (tanh form) | 'gelu_exact' | 'relu' | 'relu2'
-    config.model.bias = False  # of all projections and norms
+    config.model.bias = False  # whether all projections and norms have biases
     config.model.tied = True  # the head is the transposed embedding
     config.model.causal = True  # False: a bidirectional encoder
     config.model.mlm_head = False  # BERT's dense layer, activation, norm and bias before the tied head
@@ -138,8 +138,8 @@ def get_config():
     config.model.logit_softcap = 0.0  # cap * tanh(logits / cap); 0 is off
     config.model.attention_softcap = 0.0  # the same for attention scores; 0 is off
     config.model.window = 0  # keys that a query attends to, including its own; 0 is all
-    config.model.dropout = 0.0  # of embeddings, attention outputs and feed-forward outputs
-    config.model.dtype = 'float32'  # of activations and matrix products; parameters are float32
+    config.model.dropout = 0.0  # dropout rate of embeddings, attention outputs and feed-forward outputs
+    config.model.dtype = 'float32'  # dtype of activations and matrix products; parameters are float32
     config.model.remat = 'none'  # saved for the backward pass: 'none' (all) | 'dots' (products) | 'full' (layer inputs)
     config.model.unroll = config.model.get_oneway_ref('num_layers')  # layers per scan iteration; 1 compiles fastest
     config.model.attention = 'auto'  # 'auto' (the device's kernel if it supports the rows) | 'xla' | 'cudnn' | 'splash'
@@ -160,8 +160,8 @@ def get_config():
     config.model.head = 'lm'  # head of the checkpoint: 'lm' | 'classify' | 'tag' | 'span' | 'none'
     config.model.num_labels = 0  # outputs of a head other than 'lm' and 'none'
     config.model.head_pool = 'first'  # input of 'classify': 'first' | 'last' | 'mean'
-    config.model.head_activation = ''  # of the dense layer before the output; '' is no dense layer
-    config.model.head_bias = True  # of the output layer
+    config.model.head_activation = ''  # activation of the dense layer before the output; '' is no dense layer
+    config.model.head_bias = True  # whether the output layer has a bias
 
     # Regex of trainable parameter paths in place of that of the method; '' keeps that of the method. Parameters that it
     # does not match are frozen, those of a new head too.
@@ -172,9 +172,9 @@ def get_config():
     config.adapt = ml_collections.ConfigDict()
     config.adapt.method = 'full'  # 'full', 'layers', 'bitfit', 'norms', 'lora', 'ia3', 'prompt', 'prefix', 'head'
     config.adapt.cut = ()  # layers per segment layers_0, layers_1, ... for adapters of some layers; () is one stack
-    config.adapt.dropout = 0.0  # of the input of low-rank paths
+    config.adapt.dropout = 0.0  # dropout rate of the input of low-rank paths
     config.adapt.layers = Section()
-    config.adapt.layers.last = 0  # trains this many last layers; or
+    config.adapt.layers.last = 0  # number of last layers to train; 0 if `trainable` selects the layers
     config.adapt.layers.trainable = ''  # regex over paths with the layer's number: layers/11/mlp/up/kernel
     config.adapt.lora = Section()
     config.adapt.lora.rank = (('.*/attention/(query|value)/kernel', 8),)  # first match wins; 16 changes the rank alone
@@ -198,15 +198,15 @@ def get_config():
     config.policy.prompts = 16  # prompts per rollout
     config.policy.samples = 8  # completions per prompt
     config.policy.max_tokens = 64  # limit of a completion, end token included
-    config.policy.temperature = 1.0  # of the sampling; above 0
+    config.policy.temperature = 1.0  # sampling temperature of completions; above 0
     config.policy.epochs = 1  # passes over the completions of a rollout, in steps of data.batch_size rows
     config.policy.truncated = 'keep'  # completions without an end: 'keep' | 'mask' (not learned) | 'penalty' (reward)
     config.policy.penalty = 1.0  # subtracted from the reward of a truncated completion under 'penalty'
     config.policy.scale = 'group'  # GRPO divides advantages by the deviation of the 'group' | 'batch' | 'none'
     config.policy.gamma = 1.0  # discount of PPO
-    config.policy.gae_lambda = 0.95  # of PPO's advantage estimation
+    config.policy.gae_lambda = 0.95  # lambda of PPO's advantage estimation
     config.policy.kl_target = 0.0  # adapts objective.kl_weight to this divergence of a completion, in nats; 0 is fixed
-    config.policy.evaluate_temperature = 0.0  # of the completions of held-out prompts; 0 is greedy
+    config.policy.evaluate_temperature = 0.0  # sampling temperature of held-out completions; 0 is greedy
     config.policy.show_every = 10  # rollouts between tables of sample completions; 0 is never
 
     # Objective: a loss of the task, lmtrain/tasks/<task>.py
@@ -226,7 +226,7 @@ def get_config():
     config.objective.clip_high = 0.2  # the same for ratios above 1 + clip_high and advantages above 0
     config.objective.kl_weight = 0.0  # weight of the KL divergence from the base, in the loss ('grpo') or the reward
     config.objective.kl_estimator = 'k3'  # 'k1' (usual in a reward: 'rloo', 'ppo') | 'k2' | 'k3' (of Schulman)
-    config.objective.aggregation = 'dapo'  # of 'grpo', mean over: 'dapo' (all tokens) | 'grpo' (each row) | 'dr_grpo'
+    config.objective.aggregation = 'dapo'  # 'grpo': mean over 'dapo' (all tokens) | 'grpo' (each row) | 'dr_grpo'
     config.objective.ratio = 'token'  # 'grpo': ratio of each 'token', or the 'sequence' (with aggregation 'grpo': GSPO)
     config.objective.max_tokens = config.policy.get_oneway_ref('max_tokens')  # divisor of 'dr_grpo'
     config.objective.value_clip = 0.2  # 'ppo': limit of the change of a value
@@ -245,11 +245,13 @@ def get_config():
     # Rewards of completions: lmtrain.rewards.build(config.reward)
     config.reward = ml_collections.ConfigDict()
     config.reward.verifier = ''  # '' | 'exact' | 'regex' | 'number' | 'json' | 'unit_test'
-    config.reward.field = 'answer'  # of the row: expected text, regex, number, JSON schema, or Python code of the test
+    config.reward.field = 'answer'  # field of a row: expected text, regex, number, JSON schema or Python code of a test
     config.reward.pattern = ''  # regex of every row, for 'regex'; '' is that of the field
     config.reward.model = ''  # folder of a reward model
     config.reward.file = ''  # Python file with one function (prompts, completions) -> rewards
-    config.reward.weights = ()  # of a sum: (('exact', 1.0), ('model', 0.5), ('file', 0.1)); () is 1.0 each; 0: measured
+    # Weights of the summed rewards: (('exact', 1.0), ('model', 0.5), ('file', 0.1)); () is 1.0 each; a reward of weight
+    # 0 is only measured
+    config.reward.weights = ()
     config.reward.seconds = 10.0  # limit of one unit test, one regex match or one call of the file
     config.reward.memory_mib = 1024  # limit of one unit test, per process
 
@@ -294,14 +296,14 @@ def get_config():
 
     # Evaluation: lmtrain.training.evaluate
     config.evaluate = Section()
-    config.evaluate.every_steps = 500  # and at the end
-    config.evaluate.max_batches = 0  # of the validation split, a fixed random sample; 0 is all
+    config.evaluate.every_steps = 500  # steps between evaluations; one more at the end
+    config.evaluate.max_batches = 0  # validation batches per evaluation, a fixed random sample; 0 is all
     config.evaluate.patience = 0  # ends after so many evaluations in a row without a lower validation loss; 0 is never
     config.evaluate.sources = ()  # further texts whose validation loss is measured before and after: ('python',)
 
     # Checkpoints: lmtrain.checkpoint.Checkpoints(**config.checkpoint)
     config.checkpoint = ml_collections.ConfigDict()
-    config.checkpoint.every_steps = 500  # and at the end
+    config.checkpoint.every_steps = 500  # steps between checkpoints; one more at the end
     config.checkpoint.keep_last = 2  # number of latest checkpoints to keep
     config.checkpoint.keep_best = 1  # number of best ones by validation loss, among evaluated steps
 
@@ -320,11 +322,12 @@ def get_config():
     config.log.every_steps = 10  # steps between lines of metrics.jsonl and of the terminal
     config.log.plot = True  # draws the loss for the report
     config.log.tensorboard = True  # writes TensorBoard files too
-    config.log.trackers = ()  # also 'wandb' (Weights & Biases), 'mlflow': extras of the same names, offline by default
+    # Further trackers: 'wandb' (Weights & Biases), 'mlflow'; both are extras of the same name, offline by default
+    config.log.trackers = ()
 
     # Plans: `lmtrain plan`
     config.plan = ml_collections.ConfigDict()
-    config.plan.price = 0.0  # of one chip per hour, in any currency; 0 is unknown
+    config.plan.price = 0.0  # price of one chip-hour, in any currency; 0 is unknown
     config.plan.mfu = 0.4  # model FLOPs utilisation assumed for a budget in hours or money
 
     # Samples of the report: lmtrain.inference.sample.generate(**config.sample)

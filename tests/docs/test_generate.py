@@ -5,7 +5,7 @@ import re
 import lmtrain
 from configs import base, compare
 from docs import generate
-from launch import recipe
+from launch import recipe, show
 
 
 def test_generated_parts_are_up_to_date():
@@ -19,6 +19,14 @@ def test_every_field_is_documented_with_its_default():
     own = {key for key, _ in recipe.leaves(compare.get_config()) if key.startswith('compare.')}
     assert rows.keys() == values.keys() | {key for key in own if not key.startswith(recipe.ARMS)}
     assert rows['data.seq_len'] == '`256`' and rows['budget.steps'] == 'not set'
+
+
+def test_descriptions_are_whole_phrases():
+    """The heading of a table does not continue in its cells, nor a cell in the next one."""
+    notes = show.notes()
+    for key, _ in recipe.leaves(base.get_config()):
+        words = re.findall(r'\w+', notes[key])
+        assert words[0] not in ('and', 'of', 'also') and words[-1] != 'or', f'{key}: {notes[key]}'
 
 
 def test_the_tree_has_every_module_in_import_order():
