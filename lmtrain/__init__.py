@@ -13,7 +13,7 @@ Modules in import order: each imports only from those above it.
     adapt/         methods: leaves that they add, and regexes of trainable paths; peft/ reads and writes PEFT's files
     tasks/         one file per task: batch columns, losses, predictions, score; prepare.py reads and encodes the rows
     parallel/      mesh, partition rules, placement, collectives of a train step
-    cost/         FLOPs, memory, budgets, hardware, compiled programs, exchanged bytes; the ledger of an arm
+    cost/          FLOPs, memory, budgets, hardware, compiled programs, exchanged bytes; the ledger of an arm
     report/        metrics, terminal, plots, report.md, provenance
     inference/     sampling, rollouts; prompting with demonstrations, likelihood of choices, prompt search
     evaluation/    evaluation tasks as files; predictions on a split, scores, and their statistics

@@ -55,6 +55,27 @@ def test_imports_inside_a_package_have_no_cycle():
         below = {name: others for name, others in below.items() if name not in leaves}
 
 
+def test_lmtrain_reads_only_the_defaults_of_configs():
+    """The two packages import each other without a cycle: the defaults import nothing of lmtrain."""
+    for path in FILES:
+        allowed = {'configs', 'configs.base'}
+        if path.relative_to(ROOT).as_posix() == 'lmtrain/compare/default.py':
+            allowed.add('configs.compare_base')
+        found = {name for name in imports(path) if name.split('.')[0] == 'configs'}
+        assert found <= allowed, f'{path} imports {sorted(found - allowed)}: only configs/base.py is below lmtrain'
+    assert not {name for name in imports(ROOT / 'configs' / 'base.py') if name.split('.')[0] in ('lmtrain', 'configs')}
+
+
+def test_only_the_card_of_a_model_imports_the_package_root():
+    """The root is above all modules: through it, a module could call the functions of api. The card has the version."""
+    users = set()
+    for path in FILES:
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import)]
+        if any(alias.name == 'lmtrain' for node in nodes for alias in node.names):
+            users.add(path.relative_to(ROOT).as_posix())
+    assert users == {'lmtrain/training/model_card.py'}
+
+
 def test_files_stay_small():
     for path in FILES:
         lines = len(path.read_text().splitlines())

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs import base
 from lmtrain.data import cache
 from lmtrain.data import source as sources
 from lmtrain.data.chat import conversation
@@ -240,6 +239,8 @@ def _evaluate_source(
 
     The data section of the run's config, or of the defaults, says how files become documents; `overrides` change it.
     """
+    from configs import base  # late: only a Hugging Face directory needs the defaults
+
     loading.check_overrides(overrides)
     config = (model.config or base.get_config()).data
     how = {'root': '', 'batch_size': batch_size} | {name: config[name] for name in ('text_field', 'document', 'cache')}
