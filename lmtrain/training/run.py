@@ -43,7 +43,8 @@ class Run:
       output: name of the output that the objective reads: 'logits', or the name of the task for an added head.
       notes: lines about the head of the task.
       reference_flops: FLOPs of the pass whose results are the column of a cached reference model.
-      rollout_flops, rollout_bytes: at most, in a rollout of a policy: FLOPs; `rollout_cost.bytes_per_device`.
+      rollout_flops: upper bound of the FLOPs of one rollout.
+      rollout_bytes: see `rollout_cost.bytes_per_device`.
       reward_hash: identifies the file and the model that reward completions; '' if there is neither.
       programs: compiled functions, which runs share that differ in their rows and their seed alone; None: not shared.
     """
@@ -153,7 +154,8 @@ class Run:
         """Tokens and FLOPs of `steps` steps, and the FLOPs of what is computed outside of them.
 
         Args:
-          sampled: 'rollout_flops' is that of all rollouts until then. None: not known, at most.
+          sampled: {'rollout_flops': FLOPs of all rollouts so far}. None: unknown; the upper bound `rollout_flops` of
+            the run is used.
 
         Returns:
           {'tokens', 'flops' (of the model), 'executed_flops', and 'reference_flops' or 'rollout_flops': their part

@@ -32,7 +32,8 @@ from lmtrain.training import longer
 #   free      does not change the result
 #   rounding  the same sums in another order: the run resumes, but is not bitwise equal to the uninterrupted one
 #   budget    'free', 'continued', 'extended' or 'fixed' by `longer.kind`, since the schedule depends on the budget.
-#   pooled    free unless the loss, before or after, pools the outputs of a row: no other one reads it.
+#   pooled    'fixed' if the saved or the current loss pools the outputs of a row (only these read the field),
+#             else 'free'
 MAY_CHANGE = (
     (r'log\..*', 'free'),
     (r'evaluate\..*', 'free'),
