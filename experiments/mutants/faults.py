@@ -418,7 +418,7 @@ FAULTS = {
             "NOT_SAVED or 'fsdp' in axis_name",
         ),
     ],
-    'lmtrain/training/longer.py': [
+    'lmtrain/training/budget_change.py': [
         ('a longer run warms up again', "own['warmup_budget'] or float(before.value", '0.0 * float(before.value'),
         ('a step of the decay is continued', 'spent(counters, budget) < limit', 'spent(counters, budget) < 2 * limit'),
         (
@@ -986,7 +986,7 @@ FAULTS = {
         ('a run may change its seed', "(r'log\\..*', 'free'),", "(r'log\\..*', 'free'),\n    (r'seed', 'free'),"),
         ('lines of the step itself are cut', "json.loads(line)['step'] > step", "json.loads(line)['step'] >= step"),
         ('True equals 1', 'if json.dumps(one) != json.dumps(other):', 'if one != other:'),
-        ('a budget is free under every schedule', 'kind = longer.kind(saved, current)', "kind = 'free'"),
+        ('a budget is free under every schedule', 'kind = budget_change.kind(saved, current)', "kind = 'free'"),
         ('a half-written line of the lineage stays', "file.truncate(file.read().rfind(b'\\n') + 1)", 'file.read()'),
         (
             'checkpoints that are there count twice',

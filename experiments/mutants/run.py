@@ -47,7 +47,7 @@ MIRRORS = (
     ('lmtrain/training/build.py', ('tests/training/test_checks.py', 'tests/models/test_new_heads.py')),
     (
         'lmtrain/training/loop.py',
-        ('tests/training/test_loop.py', 'tests/training/test_train.py', 'tests/training/test_longer.py'),
+        ('tests/training/test_loop.py', 'tests/training/test_train.py', 'tests/training/test_budget_change.py'),
     ),
     ('lmtrain/cost/query.py', ('tests/cost/test_ledger.py',)),
     ('lmtrain/plan/dry_run.py', ('tests/launch/test_train.py',)),

@@ -18,7 +18,7 @@ from lmtrain.parallel import vocab_padding
 from lmtrain.report import run_config
 from lmtrain.runtime import multihost
 from lmtrain.tasks import TASKS
-from lmtrain.training import longer, workdir
+from lmtrain.training import budget_change, workdir
 from lmtrain.training.checks import check_settings
 from lmtrain.training.choose import check_is_one_model
 from lmtrain.training.init_from import Base, open_base, settings
@@ -82,14 +82,14 @@ def with_stand_in_text(config, folder: pathlib.Path) -> ml_collections.ConfigDic
 
 
 def _saved_config(directory: pathlib.Path, config, extend: bool) -> tuple[dict[str, Any] | None, dict[str, float]]:
-    """(the config of the run in a folder, None if there is none; `longer.schedule`). Process 0 reads it for all.
+    """(the config of the run in a folder, None if there is none; `budget_change.schedule`). Process 0 reads it for all.
 
     Raises InputError if there is nothing to extend.
     """
     saved, schedule = None, {}
     if jax.process_index() == 0 and (directory / 'config.json').exists():
         saved = workdir.read_config(directory)
-        schedule = longer.schedule(saved, config, directory, extend)
+        schedule = budget_change.schedule(saved, config, directory, extend)
     elif jax.process_index() == 0 and extend:
         raise InputError(f'--extend: {directory} holds no run: leave --extend out')
     return multihost.all_gather_object((saved, schedule))[0]

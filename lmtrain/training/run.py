@@ -20,7 +20,7 @@ from lmtrain.models import Transformer, attention_kernels, generation
 from lmtrain.parallel import collectives, redistribute, sharding
 from lmtrain.tasks import Task
 from lmtrain.tasks.prepare import TaskData
-from lmtrain.training import longer, rollout_batch, rollout_cost, step, sweep
+from lmtrain.training import budget_change, rollout_batch, rollout_cost, step, sweep
 from lmtrain.training.initial import InitialState
 from lmtrain.training.state import TrainState
 
@@ -185,7 +185,8 @@ class Run:
         """The progress below which a step is before the decay of 'wsd'; None for other schedules."""
         if self.config.schedule.name != 'wsd':
             return None
-        return longer.decay_start(self.config) / longer.amount(self.config).value * (1 - longer.MARGIN)
+        start, budget = budget_change.decay_start(self.config), budget_change.amount(self.config)
+        return start / budget.value * (1 - budget_change.MARGIN)
 
     @functools.cached_property
     def flops_per_step(self) -> flops.Flops:

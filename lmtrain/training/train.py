@@ -20,7 +20,7 @@ from lmtrain.report.live import Live
 from lmtrain.report.provenance import provenance, versions
 from lmtrain.report.writers import Writers, numbers, plain
 from lmtrain.runtime import lifecycle, multihost, preflight, progress
-from lmtrain.training import evaluate, longer, next_steps, reference, samples, workdir
+from lmtrain.training import budget_change, evaluate, next_steps, reference, samples, workdir
 from lmtrain.training.build import build
 from lmtrain.training.loop import Loop
 from lmtrain.training.resolve import resolve
@@ -100,7 +100,7 @@ def _ending(run: Run, directory: Path, results: dict[str, Any]) -> str:
 def _branch(run: Run, directory: Path) -> int | None:
     """The step before the decay of 'wsd', from which another budget continues: under hours, of an earlier start."""
     if run.decay_progress and not run.total_steps:
-        return longer.before_decay(directory, run.resolved, run.resolved)
+        return budget_change.before_decay(directory, run.resolved, run.resolved)
     return run.decay_start
 
 

@@ -26,12 +26,12 @@ from lmtrain.report.run_config import VERSION, WrongRun, upgrade
 from lmtrain.runtime import lifecycle, multihost
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import has_setting
-from lmtrain.training import longer
+from lmtrain.training import budget_change
 
 # Which fields a resumed run may change; the first match wins. Every other field is 'fixed': it changes the result.
 #   free      does not change the result
 #   rounding  the same sums in another order: the run resumes, but is not bitwise equal to the uninterrupted one
-#   budget    'free', 'continued', 'extended' or 'fixed' by `longer.kind`, since the schedule depends on the budget.
+#   budget    'free', 'continued', 'extended' or 'fixed' by `budget_change.kind`: the schedule depends on the budget
 #   pooled    'fixed' if the saved or the current loss pools the outputs of a row (only these read the field),
 #             else 'free'
 MAY_CHANGE = (
@@ -215,9 +215,9 @@ def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[
 
 def _take_back_decay(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Sets aside the checkpoints after the last one before the decay. Raises WrongRun if there is none."""
-    step = longer.before_decay(path, saved, current)
+    step = budget_change.before_decay(path, saved, current)
     if step < 0 and any((path / 'checkpoints').glob('[0-9]*')):
-        before, after = longer.amount(saved), longer.amount(current)
+        before, after = budget_change.amount(saved), budget_change.amount(current)
         way_out = 'Take --extend to go on with a new schedule from the newest checkpoint'
         if before.unit == after.unit and after.value < before.value:
             way_out = 'Use another --workdir for a shorter run, or the saved budget'
@@ -226,7 +226,7 @@ def _take_back_decay(path: Path, saved: dict[str, Any], current: dict[str, Any])
             f'  budget.{before.unit}: saved {before.value:,}, now budget.{after.unit}: {after.value:,}\n'
             f'No checkpoint from before the decay of its learning rate is left.\n{way_out}'
         )
-    longer.set_aside(path, step)
+    budget_change.set_aside(path, step)
 
 
 def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[ConfigDifference]:
@@ -239,7 +239,7 @@ def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[ConfigDiffer
         if json.dumps(one) != json.dumps(other):  # 1 and True are not equal there
             kind = next((kind for pattern, kind in MAY_CHANGE if re.fullmatch(pattern, field)), 'fixed')
             if kind == 'budget':
-                kind = longer.kind(saved, current)
+                kind = budget_change.kind(saved, current)
             elif kind == 'pooled':
                 kind = 'fixed' if pooled else 'free'
             differences.append(ConfigDifference(field, one, other, kind))

@@ -10,7 +10,7 @@ from configs import base, tiny
 from lmtrain import optimizer
 from lmtrain.report import metrics
 from lmtrain.report.run_config import WrongRun
-from lmtrain.training import longer, train, workdir
+from lmtrain.training import budget_change, train, workdir
 
 CONFIG = json.loads(json.dumps(base.get_config().to_dict()))
 PRINTS = {'data': 'aa', 'tokenizer': 'bb'}
@@ -228,7 +228,7 @@ def test_extend_needs_a_run(config, tmp_path):
 def test_spent_budget_in_every_unit():
     extra = {'step': 5, 'tokens': 640, 'flops': 1e6, 'elapsed': 7200.0}
     budgets = {'steps': 10, 'tokens': 1280.0, 'flops': 4e6, 'hours': 3.0}
-    spent = {unit: longer.spent(extra, longer.Amount(unit, value)) for unit, value in budgets.items()}
+    spent = {unit: budget_change.spent(extra, budget_change.Amount(unit, value)) for unit, value in budgets.items()}
     assert spent == {'steps': 5, 'tokens': 640, 'flops': 1e6, 'hours': 2.0}
 
 
@@ -241,9 +241,9 @@ def test_spent_budget_in_every_unit():
     ],
 )
 def test_spent_budget_is_the_progress_of_the_schedule(extra, budget, share):
-    budget = longer.Amount(*budget)
+    budget = budget_change.Amount(*budget)
     extra = {'step': 98, 'tokens': 0, 'flops': 0.0, 'elapsed': 0.0} | extra
-    assert longer.spent(extra, budget) == pytest.approx(share * budget.value, rel=1e-12)
+    assert budget_change.spent(extra, budget) == pytest.approx(share * budget.value, rel=1e-12)
 
 
 def test_run_ends_early_and_patience_may_be_raised(config, tmp_path, capsys):
