@@ -18,7 +18,7 @@ from configs import base  # noqa: E402
 from experiments import record  # noqa: E402
 from lmtrain.cost import hlo  # noqa: E402
 from lmtrain.cost.query import Query, query_flops  # noqa: E402
-from lmtrain.models import Transformer, attention_kernels, past  # noqa: E402
+from lmtrain.models import Transformer, attention_kernels, kv_cache  # noqa: E402
 from lmtrain.training.build import build  # noqa: E402
 from lmtrain.training.resolve import resolve, with_stand_in_text  # noqa: E402
 
@@ -101,7 +101,7 @@ def queries() -> Iterator[dict]:
         return hlo.compiled_flops(jax.jit(apply).lower(params, cache, batch).compile(QUICK))
 
     # By convention every query is multiplied by all keys; blocks of queries skip those that they do not see.
-    attention_kernels.BLOCK = past.BLOCK = 2**20
+    attention_kernels.BLOCK = kv_cache.BLOCK = 2**20
 
     whole = shared + row
     for what, planned, compiled in (

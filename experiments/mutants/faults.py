@@ -1046,7 +1046,7 @@ FAULTS = {
             'common = len(alone)',
         ),
     ],
-    'lmtrain/models/past.py': [
+    'lmtrain/models/kv_cache.py': [
         ('keys behind the end of a past are read', 'index_S[None] < past.length[:, None]', 'index_S[None] >= 0'),
         ('a window counts from the end of the past', 'start_B[:, None] + index_S[None]', 'index_S[None]'),
         ('parts are averaged without their maxima', 'jnp.exp(each - top) for each', 'jnp.exp(0 * each) for each'),

@@ -4,7 +4,7 @@
     [1, S]                        [B, T]
 
 A prompt is a segment of its row, a tree: its text is the trunk, and each continuation a branch
-(`attention_kernels.AttentionMask`). A row attends to the keys and values of the beginning (`lmtrain.models.past`).
+(`attention_kernels.AttentionMask`). A row attends to the keys and values of the beginning (`lmtrain.models.kv_cache`).
 """
 
 import collections

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from lmtrain.models.attention_kernels import AttentionMask, attend, attend_chunked
 from lmtrain.models.hooks import NO_SHARDING, ShardingHooks
+from lmtrain.models.kv_cache import Past, append, attend_past, attend_token
 from lmtrain.models.layers import Norm
 from lmtrain.models.linear import Linear, shared_input_matmul
-from lmtrain.models.past import Past, append, attend_past, attend_token
 from lmtrain.models.rotary import rotate
 
 
@@ -28,7 +28,7 @@ class AttentionInputs(NamedTuple):
         tokens are no continuation of a cache.
       row_ids: int32 [B], index of each row in the global batch (dropout).
       hooks: collectives if parameters or positions are sharded, and the fused kernel of the devices.
-      pasts: texts before the rows (lmtrain.models.past).
+      pasts: texts before the rows (lmtrain.models.kv_cache).
       branches: int32 [B, T], or None (`AttentionMask`).
     """
 
@@ -55,7 +55,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, inputs: AttentionInputs, cache=None, drop=None):
-        """([B, T, D], cache). `cache` is (keys, values, layer index) of all layers, updated in place (`past.append`).
+        """([B, T, D], cache). `cache` is (keys, values, layer index) of all layers, updated in place (`append`).
 
         Without `inputs.cached` the cache is only written: it is a stack, S is T, and the keys of the tokens are those
         of the rows.

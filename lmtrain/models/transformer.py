@@ -14,9 +14,9 @@ from lmtrain.models import lm_head, virtual_tokens
 from lmtrain.models.attention import AttentionInputs
 from lmtrain.models.block import Block
 from lmtrain.models.hooks import NO_SHARDING, ShardingHooks
+from lmtrain.models.kv_cache import chain
 from lmtrain.models.layers import Norm, dropout
 from lmtrain.models.linear import Embed
-from lmtrain.models.past import chain
 from lmtrain.models.rotary import by_length, lengths, rotary_angles, sinusoids
 from lmtrain.models.settings import Settings
 from lmtrain.models.task_head import TaskHead
@@ -56,7 +56,7 @@ class Transformer(Settings):
           adapter_dropout: dropout rate of the inputs of low-rank paths.
           hooks: collectives for sharded parameters and positions.
           past: caches of consecutive texts that precede the rows, read only: of B rows each, or of fewer that several
-            rows share (lmtrain.models.past). All segments of a row continue them; `positions` count from their end.
+            rows share (lmtrain.models.kv_cache). All segments of a row continue them; `positions` count from their end.
             `branches` in the batch makes each segment a tree (`attention_kernels.AttentionMask`).
           store: returns keys and values of the T tokens as a cache that may be the `past` of later calls. It excludes
             `cache`. The real tokens of a row come first in it, and are one text.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from lmtrain.models import Transformer, past
+from lmtrain.models import Transformer, kv_cache
 
 VOCAB, CONTEXT = 31, 192
 CASES = {
@@ -102,5 +102,5 @@ def test_parts_equal_whole_texts(name, shared):
 
 @pytest.mark.parametrize('name', ['window of some layers', pytest.param('prefix', marks=pytest.mark.slow)])
 def test_blocks_of_queries_equal_whole_texts(monkeypatch, name):
-    monkeypatch.setattr(past, 'BLOCK', 4)
+    monkeypatch.setattr(kv_cache, 'BLOCK', 4)
     test_parts_equal_whole_texts(name, 11)
