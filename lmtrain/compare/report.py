@@ -136,7 +136,7 @@ def terminal_summary(results: Results) -> str:
         columns = list(zip(('arm', 'accuracy', '95 % interval', 'to create', 'for a query'), *rows))
         measured = [column for column in columns if set(column[1:]) != {values.NOT_MEASURED}]
         blocks.append('\n'.join(terminal.table(list(zip(*measured)), right=tuple(range(1, len(measured))))))
-    lines = [f'{label}: {text}' for label, text in advice.evidence] + advice.changes + values.rate_notes(results)
+    lines = [f'{label}: {text}' for label, text in advice.evidence] + advice.changes + values.end_notes(results)
     points = [textwrap.fill(line, WIDTH, initial_indent='* ', subsequent_indent='  ') for line in lines]
     return '\n\n'.join([*blocks, *(['\n'.join(points)] if points else [])])
 

@@ -136,7 +136,7 @@ def missing(results: Results, size: int, empty: list[str]) -> list:
 
 
 def _left_out(results: Results) -> list[str]:
-    """Notes about rows and sizes, how many selection and test rows an arm read in part, and ends of grids."""
+    """Notes about rows and sizes, selection and test rows that an arm read in part, and ends of grids and budgets."""
     lines = [str(note) for note in (results.get('task') or {}).get('notes') or []]
     texts = {'selection': 'Selection rows that were cut to the context'}
     texts['test'] = 'Test rows that were cut, to data.seq_len or to the context'
@@ -151,7 +151,7 @@ def _left_out(results: Results) -> list[str]:
     if counts := [f'{arm} {count:,}' for arm, count in stopped.items()]:
         text = 'Time to create is a lower bound of trials that were stopped and continued'
         lines.append(f'{text}: {listed(counts)}.')
-    return [*lines, *values.rate_notes(results)]
+    return [*lines, *values.end_notes(results)]
 
 
 def _not_measured(results: Results, arms: list[str], size: int) -> list[str]:

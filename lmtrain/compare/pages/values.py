@@ -110,6 +110,32 @@ def rate_notes(results: Results) -> list[str]:
     return lines
 
 
+def step_notes(results: Results) -> list[str]:
+    """A sentence about the arms that chose the last evaluated step in most trials of the largest size, if there are.
+
+    They may have been stopped too early. A trial that had only one step to choose from is not counted.
+    """
+    found = []
+    for name in results.get('arms') or {}:
+        chosen = []  # (step, the last one) of each trial
+        for trial in trials(results, name, max(sizes(results), default=0)):
+            candidates = (trial.get('selection') or {}).get('candidates') or ()
+            steps = {each['step'] for each in candidates if each.get('step') is not None}
+            if len(steps) > 1:
+                chosen.append(((trial.get('chosen') or {}).get('step'), max(steps)))
+        ends = [last for step, last in chosen if step == last]
+        if 2 * len(ends) > len(chosen):
+            texts = listed([f'{step:,}' for step in sorted(set(ends))])
+            found.append(f'{name} (step {texts}, {len(ends)} of {terminal.counted(len(chosen), "trial")})')
+    text = f'The chosen step is the last one of the budget in most trials: {listed(found)}'
+    return [f'{text}; a larger config.budget may do better.'] if found else []
+
+
+def end_notes(results: Results) -> list[str]:
+    """Sentences about choices at an end of what was tried: `rate_notes` and `step_notes`."""
+    return rate_notes(results) + step_notes(results)
+
+
 def cost(results: Results, arm: str, size: int, field: str) -> float | None:
     """The mean over the seeds of a field of the ledger, or of 'create_flops', see `creation`."""
     read = creation if field == 'create_flops' else lambda trial: (trial.get('ledger') or {}).get(field)

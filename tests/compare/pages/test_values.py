@@ -1,5 +1,6 @@
 import pytest
 
+from lmtrain.compare import report
 from lmtrain.compare.pages import sections, values
 
 
@@ -56,6 +57,25 @@ def test_arms_that_choose_an_end_of_their_grid_are_named(comparison):
     results['arms']['head'] = {'learning_rates': [1e-2]}
     results['trials'] = [trial for trial in results['trials'] if trial['size'] < 512]
     assert values.rate_notes(results) == [] == values.rate_notes({})
+
+
+def test_arms_that_choose_the_last_step_of_their_budget_in_most_trials_are_named(comparison):
+    results = comparison()
+    chosen = {'lora': (80, 80, 80), 'full': (80, 40, 80), 'head': (80, 40, 40), 'prefix': (80, 80, 80)}
+    for trial in results['trials']:
+        if trial['arm'] in chosen:
+            step = chosen[trial['arm']][trial['seed'] - 1] if trial['size'] == 512 else 40
+            trial['chosen'] = {'step': step, 'learning_rate': 1e-3}
+            steps = (80,) if trial['arm'] == 'prefix' else (40, 80)  # 'prefix' had no choice
+            trial['selection']['candidates'] = [{'step': each, 'loss': 1.0} for each in steps]
+    note = 'The chosen step is the last one of the budget in most trials: lora (step 80, 3 of 3 trials) and full (step '
+    note += '80, 2 of 3 trials); a larger config.budget may do better.'
+    assert values.step_notes(results) == [note] and values.step_notes({}) == []
+    (block,) = sections.missing(results | {'arms': results['arms'] | {'full': {'status': 'done'}}}, 512, [])[-1:]
+    assert block.lines[-1] == note
+    assert note in ' '.join(report.terminal_summary(results).split())
+    of_prompts = [trial for trial in results['trials'] if trial['kind'] == 'prompt']
+    assert values.step_notes(results | {'trials': of_prompts}) == []
 
 
 def test_creation_is_unknown_if_a_part_of_it_is():
