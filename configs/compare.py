@@ -13,9 +13,14 @@ import ml_collections
 from configs import classify
 
 SCORES = ('sum', 'per_byte', 'batch', 'contrast')
+# {labels} is replaced by the names of the classes.
+INSTRUCTIONS = (
+    'Choose the label that fits the text.',
+    'Choose the label that fits the text. The labels are: {labels}.',
+)
 # Not by default: arms that need a longer context than the default base has, and variants of others.
-DEFAULT = ('zero_shot', 'few_shot', 'bm25', 'nearest', 'search', 'head', 'last_layer', 'lora', 'soft_prompt', 'full')
-DEFAULT += ('scratch', 'continued')
+DEFAULT = ('zero_shot', 'instructed', 'few_shot', 'bm25', 'nearest', 'search')
+DEFAULT += ('head', 'last_layer', 'lora', 'soft_prompt', 'full', 'scratch', 'continued')
 
 
 def arm(
@@ -67,6 +72,7 @@ def prompt(
         'per_byte' | 'batch' (less their mean over the selection rows) | 'contrast' (less the nats without
         demonstrations) | 'content_free' (calibrated by inputs without content).
       instructions: texts before the demonstrations, of which one is chosen on the selection rows; () is none.
+        `{labels}` in them is replaced by the names of the classes, joined by ', '; '{{' and '}}' are braces.
       search: 'greedy' | 'random': instruction, demonstrations and their order are searched on the selection rows.
       budget: tokens of the search.
       chat_template: the row is a turn of the user and its answer one of the assistant, after demonstrations as turns
@@ -90,6 +96,9 @@ def arms() -> ml_collections.ConfigDict:
     sampled |= {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 8),)}
     prompts = {
         'zero_shot': prompt(shots=0, scores=SCORES[:3], description='no demonstration'),
+        'instructed': prompt(
+            shots=0, scores=SCORES[:3], instructions=INSTRUCTIONS, description='a written instruction, no demonstration'
+        ),
         'few_shot': prompt(shots=8, select='fixed', description='8 random demonstrations, the same for all rows'),
         'uncalibrated': prompt(
             shots=8, select='fixed', scores=('sum',), description='few_shot, likelihoods as they are'
@@ -101,12 +110,25 @@ def arms() -> ml_collections.ConfigDict:
         'bm25': prompt(shots=8, select='bm25', description='8 demonstrations retrieved by BM25'),
         'nearest': prompt(shots=8, select='nearest', description="8 demonstrations nearest by the base's embeddings"),
         'many_shot': prompt(shots=-1, select='fixed', description='as many random demonstrations as fit'),
-        'search': prompt(shots=8, search='greedy', budget=120_000, description='searched demonstrations'),
+        'search': prompt(
+            shots=8,
+            instructions=('', *INSTRUCTIONS),
+            search='greedy',
+            budget=120_000,
+            description='searched instruction and demonstrations',
+        ),
         'zero_shot_chat': prompt(
             shots=0,
             scores=SCORES[:3],
             chat_template='auto',
             description="zero_shot in the base's chat template",
+        ),
+        'instructed_chat': prompt(
+            shots=0,
+            scores=SCORES[:3],
+            instructions=INSTRUCTIONS,
+            chat_template='auto',
+            description="instructed in the base's chat template",
         ),
         'few_shot_chat': prompt(
             shots=8, select='fixed', chat_template='auto', description="few_shot in the base's chat template"

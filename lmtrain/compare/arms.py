@@ -1,6 +1,7 @@
 """Arms of a comparison: ways to give a base a behaviour, each a few lines of the config."""
 
 import re
+import string
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -79,9 +80,34 @@ def _arm(name: str, section: dict[str, Any]) -> Arm:
             f'{place}.scores = {settings["scores"]!r} with shots = 0: it is what demonstrations add, and there are '
             "none: add 'sum', or set shots"
         )
+    for instruction in settings.get('instructions', ()):
+        _check_instruction(f'{place}.instructions', instruction)
     if kind != 'train' and settings['search'] not in ('', *SEARCHES):
         raise InputError(f"{place}.search = {settings['search']!r} is none of '', {', '.join(SEARCHES)}")
     return Arm(name, kind, section['description'], settings)
+
+
+def _check_instruction(place: str, text: str) -> None:
+    """Raises InputError naming the field `place` of the config if `instructions` cannot fill in a text."""
+    way = "'{labels}' is replaced by the classes, and braces that belong to the text are doubled, '{{' and '}}'"
+    try:
+        fields = [field for _, *field in string.Formatter().parse(text) if field[0] is not None]
+    except ValueError as error:
+        raise InputError(f'{place}: {text!r}: {error}: {way}') from None
+    for name, form, conversion in fields:
+        if name != 'labels' or form or conversion:
+            shown = name + (f'!{conversion}' if conversion else '') + (f':{form}' if form else '')
+            raise InputError(f'{place}: {text!r} has the unknown placeholder {{{shown}}}: {way}')
+
+
+def instructions(arm: Arm, classes: Sequence[str]) -> tuple[str, ...]:
+    """The instructions of an arm that prompts, with the names of the classes in place of {labels}; ('',) is none.
+
+    >>> arm = Arm('a', 'prompt', '', {'instructions': ('', 'One of {labels}, as {{}}:')})
+    >>> instructions(arm, ('cats', 'dogs'))
+    ('', 'One of cats, dogs, as {}:')
+    """
+    return tuple(text.format(labels=', '.join(classes)) for text in arm.settings['instructions'] or ('',))
 
 
 def recipe(config: ml_collections.ConfigDict, arm: Arm) -> ml_collections.ConfigDict:

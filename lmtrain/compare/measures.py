@@ -96,12 +96,15 @@ def query_of_prompt(
     rows, tokenizer = comparison.task.selection, loaded.tokenizer
     parts = _chat_parts if form.chat_template else _text_parts
     beginning, row, demonstration, choices = parts(tokenizer, rows, pool[:SAMPLED], form)
+    # A prompt that is too long is cut after BEGIN: an instruction before the row.
+    most = loaded.model.max_len - max(choices) if prompt_tokens is None else prompt_tokens
+    beginning = min(beginning, max(most - row, 1.0))
     room = max(loaded.model.max_len - beginning - row - max(choices), 0.0)
     shots = len(pool) if form.shots < 0 else form.shots
     if prompt_tokens is None:
         demonstrations = min(shots * demonstration, room)
     else:
-        row = min(row, prompt_tokens - beginning)  # a prompt that is too long is cut
+        row = min(row, prompt_tokens - beginning)
         demonstrations = prompt_tokens - beginning - row
     embedded = _mean_tokens(tokenizer, [row.fields['prompt'] for row in rows]) if form.select == 'nearest' else 0.0
     is_shared, alone = form.select in SHARED, 'contrast' in scores and form.shots != 0

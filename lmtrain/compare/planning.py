@@ -7,7 +7,7 @@ import jax
 
 from lmtrain import cost, tree
 from lmtrain.compare import measures, predictors, prompted, trained
-from lmtrain.compare.arms import Arm
+from lmtrain.compare.arms import Arm, instructions
 from lmtrain.compare.trials import Comparison, Trial, listed
 from lmtrain.cost import hardware, ledger
 from lmtrain.cost.query import cache_bytes
@@ -79,22 +79,27 @@ def _prompted(comparison: Comparison, trial: Trial) -> Plan:
     predictors.check_promptable(model.model)
     _check_completions(comparison)
     settings, selected = trial.arm.settings, len(comparison.task.selection)
-    instructions = settings['instructions'] or ('',)
-    chosen = {'instruction': instructions[0], 'shots': min(settings['shots'], trial.size)}
+    texts = instructions(trial.arm, comparison.task.classes)
+    longest = max(texts, key=len)
+    chosen = {'instruction': longest, 'shots': min(settings['shots'], trial.size)}
     pool, form = prompted.prompt(comparison, trial, chosen | {'select': settings['select']})
     query = measures.query_of_prompt(comparison, model, pool, form, settings['scores'])
     again = prompted.num_draws(comparison, trial, form) + len(prompted.template_texts(comparison, trial)[1:])
-    rows = (len(instructions) + again) * selected + comparison.task.facts['rows']['test']
+    rows = (len(texts) + again) * selected + comparison.task.facts['rows']['test']
     flops = ledger.scoring(model.model, model.params, query, rows).flops
     if settings['search']:
-        flops += _search(comparison, trial, settings['budget'])
+        flops += _search(comparison, trial, longest, settings['budget'])
     cached = predictors.BATCH_SIZE * cache_bytes(model.model, query.tokens)
     return Plan('', '', flops, tree.size(model.params) + cached)
 
 
-def _search(comparison: Comparison, trial: Trial, budget: int) -> float:
-    """FLOPs of a search, by those of a prompt without demonstrations; InputError if its budget is less than one."""
-    prompt = {'instruction': '', 'shots': 0, 'select': 'first', 'places': []}
+def _search(comparison: Comparison, trial: Trial, instruction: str, budget: int) -> float:
+    """FLOPs of a search, by those of a prompt without demonstrations; InputError if its budget is less than one.
+
+    Args:
+      instruction: the longest.
+    """
+    prompt = {'instruction': instruction, 'shots': 0, 'select': 'first', 'places': []}
     one = prompted.scored_once(comparison, trial, prompt)
     if one.tokens > budget:
         raise InputError(

@@ -1,13 +1,13 @@
 """Trials that prompt: instruction, scoring and, by a search, demonstrations are chosen on the selection rows."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmtrain.compare import choice_scores, measures, predictors, rows, selection
+from lmtrain.compare import arms, choice_scores, measures, predictors, rows, selection
 from lmtrain.compare.predictors import Predict
 from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.cost import ledger
@@ -136,7 +136,7 @@ def _candidates(comparison: Comparison, trial: Trial) -> list[dict[str, Any]]:
     """Every instruction of the arm with every score of choices, on the selection rows."""
     task, pool, tried = comparison.task, comparison.subset(trial.size, trial.seed), []
     vectors = predictors.pool_vectors(comparison.model, pool, predictors.settings_of(comparison, trial))
-    for instruction in trial.arm.settings['instructions'] or ('',):
+    for instruction in arms.instructions(trial.arm, task.classes):
         form = predictors.settings_of(comparison, trial, instruction)
         names = choice_scores.of_prompt(trial.arm.settings['scores'], form)
         scored = choice_scores.of_rows(comparison.model, pool, form, task.selection, names, vectors)
@@ -148,7 +148,7 @@ def _candidates(comparison: Comparison, trial: Trial) -> list[dict[str, Any]]:
 def _search(comparison: Comparison, trial: Trial) -> tuple[dict[str, Any], list[dict[str, Any]], ledger.Spent]:
     """(the best, all candidates, what they cost) of a search over instructions, demonstrations and their order."""
     settings, model = trial.arm.settings, comparison.model
-    instructions: Sequence[str] = settings['instructions'] or ('',)
+    instructions = arms.instructions(trial.arm, comparison.task.classes)
     pool = comparison.subset(trial.size, trial.seed)
     result = prompt_search.search(
         model.model,

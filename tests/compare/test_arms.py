@@ -35,7 +35,7 @@ def config(text):
 @pytest.mark.slow
 def test_every_default_arm_runs(config, text):
     results = comparison.run(config, text.parent / 'run')
-    chats = ('zero_shot_chat', 'few_shot_chat', 'bm25_chat')  # the base has no chat template
+    chats = ('zero_shot_chat', 'instructed_chat', 'few_shot_chat', 'bm25_chat')  # the base has no chat template
     statuses = {name: 'skipped' if name in chats else 'done' for name in config.compare.arms}
     assert {name: arm['status'] for name, arm in results['arms'].items()} == statuses
     assert all(results['arms'][name]['reason'].endswith('of the base has no chat template') for name in chats)
@@ -101,6 +101,9 @@ def test_a_base_without_language_head_is_not_prompted(config, text):
         ('few_shot.scores', ('loudest',), r'scores = .*one or more of sum, per_byte'),
         ('zero_shot.scores', ('contrast',), r"scores = \('contrast',\) with shots = 0.*add 'sum', or set shots"),
         ('search.search', 'best', r"search = 'best' is none of '', greedy, random"),
+        ('few_shot.instructions', ('', 'One of {names}.'), r"'One of {names}.' has .* placeholder {names}: '{labels}'"),
+        ('search.instructions', ('{labels!r}',), r"placeholder {labels!r}: '{labels}' is replaced by the classes"),
+        ('few_shot.instructions', ('As {json.',), r"instructions: 'As {json.': .*braces .* are doubled, '{{' and '}}'"),
         ('head.learning_rates', (), 'give at least one rate'),
         ('head.overrides', (('adapt.metod', 'lora'),), r"unknown field 'adapt.metod', did you mean 'adapt.method'"),
         ('head.overrides', (('budget.steps', 'many'),), r"budget.steps = 'many'"),
@@ -113,6 +116,17 @@ def test_wrong_arms_are_named(field, value, message):
     with pytest.raises(InputError, match=rf'config\.compare\.arms\.{name}.*{message}'):
         for arm in arms.read(config.compare):
             arms.recipe(config, arm)
+
+
+def test_instructions_name_the_classes_and_are_part_of_the_default():
+    assert 'instructed' in compare.DEFAULT and 'instructed_chat' not in compare.DEFAULT
+    selected = {arm.name: arm for arm in arms.read(compare.get_config().compare, ['instructed_chat'])}
+    listed = {name: arms.instructions(selected[name], ('a', 'b{c}')) for name in ('few_shot', 'instructed', 'search')}
+    without, with_names = listed['instructed']
+    assert with_names.startswith(without.rstrip('.')) and with_names.endswith(': a, b{c}.') and 'a, ' not in without
+    assert listed['few_shot'] == ('',) and listed['search'] == ('', without, with_names)
+    chat = selected['instructed_chat']
+    assert arms.instructions(chat, ('a', 'b{c}')) == listed['instructed'] and chat.settings['chat_template'] == 'auto'
 
 
 def test_an_arm_is_one_line_of_a_config():

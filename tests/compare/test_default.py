@@ -56,11 +56,13 @@ def test_a_task_without_a_base_is_refused(corpus, tmp_path):
         comparison.run(corpus, tmp_path / 'run')
 
 
-def test_the_default_has_every_kind_of_arm_and_at_most_100_trials():
+def test_the_default_has_every_kind_of_arm_and_at_most_101_trials():
     config = compare_docstrings.get_config()
     selected = arms.read(config.compare)
-    assert [arm.name for arm in selected if not arm.uses_rows] == ['zero_shot']
-    assert 1 + (len(selected) - 1) * len(config.compare.sizes) * config.compare.seeds <= 100
+    without_rows = [arm.name for arm in selected if not arm.uses_rows]
+    assert without_rows == ['instructed', 'zero_shot']
+    cells = len(config.compare.sizes) * config.compare.seeds
+    assert len(without_rows) + (len(selected) - len(without_rows)) * cells <= 101
     assert {dict(arm.settings.get('overrides', ())).get('adapt.method') for arm in selected} == {
         None, 'head', 'layers', 'lora', 'prompt', 'full'
     }  # fmt: skip

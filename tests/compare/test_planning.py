@@ -5,7 +5,7 @@ import pytest
 
 from configs import compare
 from lmtrain import tree
-from lmtrain.compare import planning, trained, trials
+from lmtrain.compare import arms, planning, prompted, trained, trials
 from lmtrain.runtime import preflight
 
 
@@ -71,6 +71,17 @@ def test_a_search_is_planned_at_its_budget(small):
     assert plans['search'].flops > 2 * 5000 * params / 2 and plans['search'].trainable == ''
     assert plans['few_shot'].memory > 0
     assert plans['poor'].reason.startswith('compare.arms.poor.budget=100 tokens, and one prompt without demonstrations')
+
+
+def test_a_search_is_planned_with_its_longest_instruction(small):
+    shared, [arm] = small('longest', ('search',))
+    trial, prompt = trials.Trial(arm, 16, 1, 0), {'shots': 0, 'select': 'first', 'places': []}
+    texts = arms.instructions(arm, shared.task.classes)
+    tokens = [prompted.scored_once(shared, trial, prompt | {'instruction': text}).tokens for text in texts]
+    assert tokens == sorted(tokens) and tokens[0] < tokens[-1]
+    for budget, reason in ((round((tokens[-2] + tokens[-1]) / 2), 'one prompt without'), (round(tokens[-1]) + 1, '')):
+        own = arm._replace(settings=arm.settings | {'budget': budget})
+        assert (reason in planning.plan(shared, own).reason) and bool(planning.plan(shared, own).reason) == bool(reason)
 
 
 def test_a_prompt_is_planned_with_its_draws_and_the_test_rows(small):

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from configs import compare
 from lmtrain.compare import choice_scores, measures, planning, predictors, prompted, results, selection, trials, updates
 from lmtrain.cost import ledger
+from lmtrain.errors import InputError
 from lmtrain.inference import prompting
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501
@@ -125,6 +127,43 @@ def _kernels(params):
     from lmtrain import tree
 
     return [leaf for path, leaf in tree.flatten(params).items() if path.startswith('layers') and leaf.ndim == 3]
+
+
+def test_a_written_instruction_is_chosen_and_names_the_classes(small, tmp_path):
+    shared, selected = small('instructed', ('instructed',), templates=())
+    trial = trial_of(shared, selected, 'instructed', 0)
+    own = prompted.run(shared, trial, tmp_path)
+    tried = [each['instruction'] for each in own['selection']['candidates']]
+    assert [*dict.fromkeys(tried)] == [text.format(labels='cats, dogs, mice') for text in compare.INSTRUCTIONS]
+    assert own['chosen']['instruction'] in tried and own['chosen']['shots'] == own['selection']['cut'] == 0
+    _, form = prompted.prompt(shared, trial, own['chosen'])
+    read = measures.query_of_prompt(shared, shared.model, [], form, ['sum'], own['selection']['prompt_tokens'])
+    assert read.shared == 1 + len(shared.model.tokenizer.encode(own['chosen']['instruction'] + form.separator))
+    assert own['ledger']['stored_bytes'] == len(own['chosen']['instruction'])
+
+
+def test_an_instruction_that_is_longer_than_the_context_is_cut_and_counted(small, tmp_path):
+    def change(config):
+        config.compare.arms.instructed.instructions = ('Cats or dogs? ' * 40,)
+
+    shared, selected = small('long_instruction', ('instructed',), change, templates=())
+    trial = trial_of(shared, selected, 'instructed', 0)
+    own = prompted.run(shared, trial, tmp_path)
+    assert own['selection']['cut'] == own['selection']['rows'] == 8
+    for tokens in (None, own['selection']['prompt_tokens']):
+        form = prompted.prompt(shared, trial, own['chosen'])[1]
+        query = measures.query_of_prompt(shared, shared.model, [], form, ['sum'], tokens)
+        assert query.shared >= 1 and query.row > 1 and query.shared + query.row <= shared.model.model.max_len
+    shared.config.task.too_long = 'error'
+    with pytest.raises(InputError, match='even without demonstrations'):
+        prompted.run(shared, trial, tmp_path)
+
+
+def test_a_search_tries_instructions_and_none(small, tmp_path):
+    shared, selected = small('searched', ('search',), sizes=(4,), templates=())
+    own = prompted.run(shared, trial_of(shared, selected, 'search', 4), tmp_path)
+    tried = {each['instruction'] for each in own['selection']['candidates']}
+    assert tried == {'', *(text.format(labels='cats, dogs, mice') for text in compare.INSTRUCTIONS)}
 
 
 @pytest.mark.slow
