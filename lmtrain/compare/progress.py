@@ -10,6 +10,7 @@ from lmtrain.compare.trials import Comparison, Trial, listed
 from lmtrain.report import terminal
 
 WIDTH = 80
+LEAST = 8  # columns of a name that is shortened
 
 
 class Display:
@@ -62,11 +63,35 @@ class Display:
     def _line(self, trial: Trial, record: dict[str, Any]) -> str:
         result = f'{100 * record["selection"]["accuracy"]:.1f} %' if record['status'] == 'done' else record['reason']
         text = f'{len(self._records):>4}/{self._count} {trial.arm.name}, {trial.size} rows, seed {trial.seed}: {result}'
-        return text[: WIDTH - 12] + (f'  {self._left()}' if self._left() else '')
+        left = f'  {self._left()}' if self._left() else ''
+        text = text[: WIDTH - max(12, len(left))] + left
+        return text + self._best(WIDTH - len(text))
 
     def _left(self) -> str:
         rest = self._count - len(self._records)
         return f'{terminal.duration(rest * self._spent / self._fresh)} left' if self._fresh and rest else ''
+
+    def _best(self, room: int) -> str:
+        """', best: NAME 50.8 %', the most accurate arm at the largest size that has finished trials; '' without room.
+
+        Args:
+          room: columns. A longer name is shortened.
+        """
+        done = [(trial, record) for trial, record in self._records if record['status'] == 'done']
+        size = max((trial.size for trial, _ in done), default=0)
+        per_arm: dict[str, list[float]] = {}
+        for trial, record in done:
+            if trial.size in (size, 0):
+                per_arm.setdefault(trial.arm.name, []).append(record['selection']['accuracy'])
+        if not per_arm:
+            return ''
+        means = {name: sum(own) / len(own) for name, own in per_arm.items()}
+        name = max(means, key=means.__getitem__)
+        before, after, about = ', best: ', f' {100 * means[name]:.1f} %', ' on selection rows'
+        free = room - len(before) - len(after)
+        if len(name) > free:
+            name = f'{name[: free - 3]}...' if free >= LEAST else ''
+        return f'{before}{name}{after}{about if len(name) + len(about) <= free else ""}' if name else ''
 
     def _draw(self) -> None:
         if not self._terminal:
@@ -83,9 +108,11 @@ class Display:
             own = [(trial, record) for trial, record in self._records if trial.arm.name == arm.name]
             state = 'skipped' if self._plans[arm.name].reason else f'{len(own)}/{self._counts[arm.name]}'
             rows.append((arm.name[:24], state, *(self._accuracy(own, size) for size in sizes)))
-        left = ', '.join(filter(None, [f'{len(self._records)} of {self._count} trials', self._left(), self._running]))
+        left = ', '.join(filter(None, [f'{len(self._records)} of {self._count} trials', self._left()]))
+        left += self._best(WIDTH - len(left))
+        running = [f'running: {self._running}'] if self._running else []
         lines = terminal.table(rows, right=tuple(range(1, len(rows[0]))))
-        return ['accuracy in % on the selection rows, mean over seeds', *lines, left]
+        return ['accuracy in % on the selection rows, mean over seeds', *lines, left, *running]
 
     def _accuracy(self, own: Sequence[tuple[Trial, dict[str, Any]]], size: int) -> str:
         done = [record for trial, record in own if record['status'] == 'done' and trial.size in (size, 0)]

@@ -606,4 +606,6 @@ def test_a_terminal_shows_arms_trials_and_accuracies(prompted, base):
         )
     ]
     assert [float(cell) for cell in lines[2].split()[2:]] == [round(value, 1) for value in expected]
-    assert '5 of 5 trials' in lines[4]
+    [zero_shot] = (each['selection']['accuracy'] for each in results['trials'] if not each['size'])
+    best = max(expected[1], 100 * zero_shot)
+    assert lines[4].startswith('5 of 5 trials, best: ') and f' {best:.1f} % on selection rows' in lines[4]
