@@ -10,6 +10,7 @@ A line has `text` (and `text2` of a pair), `label` (the class), `prompt` and `co
 answer, and the answer) and `place` (of the row in its file).
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -20,9 +21,9 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from lmtrain.data.hash_rng import hash_unit
-from lmtrain.data.labels import class_id, rare_notes
+from lmtrain.data.labels import SHOWN, class_id, class_names, rare_notes
 from lmtrain.data.rows import Row, jsonl_rows, text_of
-from lmtrain.errors import InputError
+from lmtrain.errors import InputError, did_you_mean
 from lmtrain.files import local_path, read_json_object, sha256, write_atomic, write_json
 from lmtrain.inference.calibration import CONTENT_FREE
 from lmtrain.inference.questions import parse_template, question
@@ -175,7 +176,9 @@ def _write(config, folder: Path, settings: dict[str, Any]) -> None:
     if config.compare.template:
         _check_template(config.compare.template, 'config.compare.template', task.label)
     splits = read_splits(task, {**config.data, 'validation': 0.0}, notes)
-    _check_classes([row for rows in splits.values() for row in rows], task)
+    every = [row for rows in splits.values() for row in rows]
+    _check_classes(every, task)
+    _check_labels(every, task)
     parts = _divide(config, splits, task, notes)
     # Of all rows of the training files: a rare class may have been drawn into another part. Other files have no others.
     own = [row for part, split in PARTS.items() if part == 'train' or not task.files[split] for row in parts[part]]
@@ -205,6 +208,24 @@ def _check_classes(rows: Sequence[Row], task: TaskConfig) -> None:
     labels = {str(row.fields.get(task.label)) for row in rows}
     if len(labels) == len(rows) > 2:
         raise InputError(f'config.task.label = {task.label!r} differs in all of {len(rows)} rows: {works}')
+
+
+def _check_labels(rows: Sequence[Row], task: TaskConfig) -> None:
+    """InputError: config.task.labels has a class that no row has; chance and every arm would count it as an answer."""
+    used = set()
+    for row in rows if task.labels else ():
+        with contextlib.suppress(InputError):  # of a label that is no class, which has an error of its own
+            used.add(class_id(row.fields.get(task.label), task.labels, row.place))
+    for number, name in enumerate(task.labels):
+        if number in used:
+            continue
+        present = class_names((row.place, row.fields.get(task.label)) for row in rows)
+        hint = did_you_mean(name, [other for other in present if other not in task.labels] or present)
+        shown = ', '.join(map(repr, present[:SHOWN])) + (', ...' if len(present) > SHOWN else '')
+        raise InputError(
+            f'config.task.labels has {name!r}, which no row has in the field {task.label!r}{hint}: the labels of the '
+            f'rows are {shown}; leave {name!r} out, add rows of it, or set config.task.labels=() for those of the rows'
+        )
 
 
 def _task(config) -> TaskConfig:

@@ -250,7 +250,7 @@ def test_an_error_names_values_that_leave_training_rows(tmp_path):
         ('compare.selection', 0, 'at least 1 row'),
         ('data.test', 0.0, 'no test rows'),
         ('task.name', 'tag', 'one class for each row'),
-        ('task.labels', ('cats', 'mice'), "'dogs' is none of the 2 classes"),
+        ('task.labels', ('cats', 'mice'), "'mice', which no row has"),
     ],
 )
 def test_settings_that_give_no_comparison_are_refused(tmp_path, field, value, message):
@@ -260,6 +260,35 @@ def test_settings_that_give_no_comparison_are_refused(tmp_path, field, value, me
     with pytest.raises(InputError, match=message):
         rows.divide(config, tmp_path / 'rows')
     assert not (tmp_path / 'rows' / 'rows.json').exists()
+
+
+@pytest.mark.parametrize(
+    ('labels', 'message'),
+    [
+        (('cats', 'dogs', 'mice', 'zzz'), r"config\.task\.labels has 'zzz', which no row has in the field 'animal': "),
+        (('cats', 'dog', 'mice'), r"'dog', .*, did you mean 'dogs'\?: .* are 'cats', 'dogs', 'mice'; leave 'dog' out"),
+        (('cats', 'dogs'), "the label 'mice' is none of the 2 classes"),
+    ],
+)
+def test_a_class_that_no_row_has_is_refused(tmp_path, labels, message):
+    lines = [{'note': f'note {i}', 'animal': CLASSES[i % 3]} for i in range(60)]
+    config = make_config(tmp_path)
+    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+    config.task.labels = labels
+    with pytest.raises(InputError, match=message):
+        rows.divide(config, tmp_path / 'rows')
+
+
+def test_a_class_that_only_a_test_row_has_and_classes_that_rows_name_by_their_ids_are_ordinary(tmp_path):
+    test = [{'note': 'a bird', 'animal': 'bird'}, *lines_of(9)]
+    config = make_config(tmp_path, test=test)
+    config.task.labels = ('cats', 'dogs', 'bird')
+    assert rows.divide(config, tmp_path / 'rows').classes == ('cats', 'dogs', 'bird')
+    numbered = [{'note': f'note {i}', 'animal': i % 3} for i in range(60)]
+    (tmp_path / 'ids.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in numbered), encoding='utf-8')
+    config = make_config(tmp_path)
+    config.task.train, config.task.labels = (str(tmp_path / 'ids.jsonl'),), CLASSES
+    assert rows.divide(config, tmp_path / 'ids').classes == CLASSES
 
 
 def test_rows_in_another_template(tmp_path):
