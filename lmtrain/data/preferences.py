@@ -36,6 +36,7 @@ from lmtrain.files import json_type
 TURN = re.compile(r'(?:^|\n\n)(Human|Assistant):')  # of a transcript
 SIDES = ('chosen', 'rejected')
 PROMPTS = ('prompt', 'conversations')  # two names of one field
+SYSTEM = ('system', 'developer')  # roles
 LABELS = {True: True, False: False, 'true': True, 'false': False, '1': True, '0': False}
 
 
@@ -131,7 +132,7 @@ def read_pair(row: Row, template: Template | None) -> Pair:
         )
     sides = [_messages(row.fields[name], f'{row.place}: {name!r}') for name in SIDES]
     if all(side[0]['role'] != 'assistant' for side in sides):
-        return _whole('whole conversations', row, *sides)
+        return _from_first_turn(row, prompt, *sides)
     if prompt is None:
         raise InputError(f"{row.place}: 'chosen' and 'rejected' begin with an answer, and there is no field 'prompt'")
     prompt = _prompt_messages(prompt, row)
@@ -240,6 +241,34 @@ def _transcripts(row: Row, chosen: str, rejected: str, template: Template | None
     return Pair('hh-rlhf transcripts, unchanged', *unchanged)
 
 
+def _from_first_turn(row: Row, prompt: Any, chosen: list[dict], rejected: list[dict]) -> Pair:
+    """A pair of sides that begin with no answer: whole conversations, or what follows a prompt that is no question.
+
+    A prompt of system texts, or one that ends with a call whose result both sides begin with, precedes them. Every
+    other prompt must be repeated in both, as in UltraFeedback. Raises InputError naming the side that lacks it.
+    """
+    sides = dict(zip(SIDES, (chosen, rejected)))
+    there = is_text(prompt) if isinstance(prompt, str) else prompt
+    before = _prompt_messages(prompt, row) if there else []
+    lacking = [name for name, side in sides.items() if not {*map(_key, before)} <= {*map(_key, side)}]
+    if not lacking:
+        return _whole('whole conversations', row, chosen, rejected)
+    begins = {side[0]['role'] for side in sides.values()}
+    only_system = all(message['role'] in SYSTEM for message in before)
+    if isinstance(prompt, list) and (begins == {'tool'} or (begins == {'user'} and only_system)):
+        return _whole('prompt + chosen + rejected as messages', row, before + chosen, before + rejected)
+    field = next(name for name in PROMPTS if row.fields.get(name) is not None)
+    raise InputError(
+        f'{row.place}: {lacking[0]!r} begins with a message of the {sides[lacking[0]][0]["role"]} and does not contain '
+        f'the messages of {field!r}: write them first in both {" and ".join(map(repr, SIDES))}, or remove {field!r}'
+    )
+
+
+def _key(message: dict[str, Any]) -> tuple[str, str]:
+    """By which a message is found again in a conversation."""
+    return message['role'], message['content'].strip()
+
+
 def _whole(form: str, row: Row, chosen: list[dict], rejected: list[dict]) -> Pair:
     """A pair of conversations from the first turn on; the turns that both share before the last are the prompt."""
     shared = 0
@@ -278,7 +307,7 @@ def _conversation(row: Row, side: str, prompt: list[dict], completion: list[dict
         raise InputError(f'{row.place}: the last message of {side!r} must be of the assistant')
     messages = [*prompt, *completion]
     system = row.fields.get('system')
-    if system and messages[0]['role'] not in ('system', 'developer'):
+    if system and messages[0]['role'] not in SYSTEM:
         first = {'role': 'system', 'content': check_text(system, f"{row.place}: 'system'")}
         prompt, messages = [first, *prompt], [first, *messages]
     completion_range = range(len(prompt), len(messages))

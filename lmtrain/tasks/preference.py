@@ -145,5 +145,5 @@ TASK = Task(
     conversations=True,
     dialogue=pairs.dialogue,
     unit='pair',
-    version=2,
+    version=3,
 )

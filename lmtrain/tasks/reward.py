@@ -133,5 +133,5 @@ TASK = Task(
     conversations=True,
     output_name='reward',
     unit='pair',
-    version=2,
+    version=3,
 )

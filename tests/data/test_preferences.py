@@ -88,6 +88,48 @@ def test_messages_are_a_prompt_and_a_trained_answer(fields, form):
     assert pair.chosen.trained == pair.rejected.trained == (1,)
 
 
+SYSTEM = {'role': 'system', 'content': 'Be brief.'}
+OTHER_SYSTEM = SYSTEM | {'content': 'Be kind.'}
+CALL = {'role': 'assistant', 'content': '', 'tool_calls': [{'type': 'function', 'function': {'name': 'add'}}]}
+RESULT = {'role': 'tool', 'content': '42'}
+
+
+@pytest.mark.parametrize(
+    ('prompt', 'begin', 'before'),
+    [
+        ([SYSTEM], [USER], [SYSTEM]),
+        ([SYSTEM, USER, CALL], [RESULT], [SYSTEM, USER, CALL]),
+    ],
+)
+def test_prompt_precedes_sides_that_begin_with_no_answer(prompt, begin, before):
+    """Before, the system text was lost, and of a call the question with it."""
+    pair = preferences.read_pair(row(prompt=prompt, chosen=[*begin, GOOD], rejected=[*begin, BAD]), CHATML)
+    assert pair.form == 'prompt + chosen + rejected as messages'
+    assert pair.chosen.messages == [*before, *begin, GOOD] and pair.rejected.messages == [*before, *begin, BAD]
+    assert pair.chosen.trained == pair.rejected.trained == (len(before) + 1,)
+
+
+@pytest.mark.parametrize('prompt', ['Hi', ' Hi\n', [USER], [SYSTEM], [SYSTEM, USER], '', ' ', [], None])
+def test_prompt_that_both_sides_repeat_is_read_once(prompt):
+    pair = preferences.read_pair(row(prompt=prompt, chosen=[SYSTEM, USER, GOOD], rejected=[SYSTEM, USER, BAD]), CHATML)
+    assert pair.form == 'whole conversations'
+    assert pair.chosen.messages == [SYSTEM, USER, GOOD] and pair.rejected.messages == [SYSTEM, USER, BAD]
+
+
+@pytest.mark.parametrize(
+    ('fields', 'side', 'role'),
+    [
+        ({'prompt': 'Q?', 'chosen': [USER, GOOD], 'rejected': [USER, BAD]}, 'chosen', 'user'),
+        ({'prompt': [USER], 'chosen': [USER, GOOD], 'rejected': [RESULT, BAD]}, 'rejected', 'tool'),
+        ({'prompt': [SYSTEM], 'chosen': [OTHER_SYSTEM, USER, GOOD], 'rejected': [USER, BAD]}, 'chosen', 'system'),
+    ],
+)
+def test_sides_that_lack_the_prompt_are_refused(fields, side, role):
+    message = rf"rows.jsonl:7: '{side}' begins with a message of the {role}.* does not contain the messages of 'prompt'"
+    with pytest.raises(InputError, match=message):
+        preferences.read_pair(row(**fields), CHATML)
+
+
 QUESTION = [
     ({'question': 'Hi'}, []),
     ({'question': 'Hi', 'system': 'Be brief.', 'prompt': None}, ['Be brief.']),
