@@ -27,7 +27,7 @@ from lmtrain.data.chat.conversation import (
     with_turns,
 )
 from lmtrain.data.chat.messages import check_messages, tools_of
-from lmtrain.data.chat.template import PLAIN, Template
+from lmtrain.data.chat.template import PLAIN, REASONING, Template
 from lmtrain.data.rows import Row, check_text, value_of
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
@@ -38,6 +38,12 @@ SIDES = ('chosen', 'rejected')
 PROMPTS = ('prompt', 'conversations')  # two names of one field
 SYSTEM = ('system', 'developer')  # roles
 LABELS = {True: True, False: False, 'true': True, 'false': False, '1': True, '0': False}
+
+
+class Unwritten(InputError):
+    """A completion of which the template writes nothing, such as a call of a tool in many templates."""
+
+    NOTE = 'whose completion the template does not write'
 
 
 class Pair(NamedTuple):
@@ -169,22 +175,24 @@ def dialogues(row: Row) -> tuple[Conversation, ...]:
 
 
 def is_empty(dialogue: Conversation) -> bool:
-    """Whether the completion of a conversation is empty, or white space."""
+    """Whether the completion of a conversation is empty, or white space; a call of a tool or reasoning is content."""
     if not dialogue.messages:
         return not ''.join(dialogue.texts[1::2]).strip()
     answers = (dialogue.messages[index] for index in dialogue.trained)
-    return not any(answer['content'].strip() or answer.keys() - {'role', 'content'} for answer in answers)
+    return not any(
+        answer['content'].strip() or any(answer.get(name) for name in ('tool_calls', *REASONING)) for answer in answers
+    )
 
 
 def encode(dialogue: Conversation, tokenizer: Tokenizer, template: Template | None, place: str) -> EncodedCompletion:
     """A conversation as ids; it ends with the token that ends an answer, which is added if the template has none.
 
-    If the template writes a conversation as several texts, the one of its last answer is used. Raises InputError if the
+    If the template writes a conversation as several texts, the one of its last answer is used. Raises Unwritten if the
     template writes no completion.
     """
     *_, (ids, trained, _) = encoding.encode_conversation(dialogue, tokenizer, template, place)[1]
     if True not in trained[1:]:
-        raise InputError(f'{place}: the template writes no token of the completion')
+        raise Unwritten(f'{place}: the template writes no token of the completion')
     stop = len(trained) - trained[::-1].index(True)
     ids, trained = ids[:stop], trained[:stop]
     if ids[-1] not in tokenizer.specials:

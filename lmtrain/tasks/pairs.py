@@ -9,7 +9,7 @@ from lmtrain.data import preferences
 from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template
 from lmtrain.data.examples import Example
-from lmtrain.data.preferences import SIDES, EncodedCompletion, Notes
+from lmtrain.data.preferences import SIDES, EncodedCompletion, Notes, Unwritten
 from lmtrain.data.preview import Batch, render_row
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Tokenizer
@@ -21,8 +21,8 @@ from lmtrain.tasks.task import Encoded, RowFormat
 def encode(rows: Sequence[Row], form: RowFormat, *, unread: int, margins: bool) -> Encoded:
     """Two examples for each row, chosen and rejected, with the columns `loss_mask` per token and `scored`, 1 and 2.
 
-    Pairs with two equal sides or an empty completion are left out and counted. config.task.too_long = 'cut' takes the
-    same number of tokens from the beginning of both prompts.
+    Pairs with two equal sides, or a completion that is empty or that the template does not write, are left out and
+    counted. config.task.too_long = 'cut' takes the same number of tokens from the beginning of both prompts.
 
     Args:
       unread: last tokens of a side that no row of a batch contains (`pack_examples`).
@@ -39,7 +39,11 @@ def encode(rows: Sequence[Row], form: RowFormat, *, unread: int, margins: bool) 
         if preferences.is_empty(pair.chosen) or preferences.is_empty(pair.rejected):
             notes.skip('with an empty completion', row)
             continue
-        sides = [preferences.encode(side, form.tokenizer, form.template, row.place) for side in pair[1:]]
+        try:
+            sides = [preferences.encode(side, form.tokenizer, form.template, row.place) for side in pair[1:]]
+        except Unwritten:
+            notes.skip(Unwritten.NOTE, row)
+            continue
         size = sum(side.size - unread for side in sides)
         if not form.length.fits(row, size):
             continue

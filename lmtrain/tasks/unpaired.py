@@ -9,7 +9,7 @@ import numpy as np
 from lmtrain.data import preferences
 from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template
-from lmtrain.data.preferences import EncodedCompletion, Notes
+from lmtrain.data.preferences import EncodedCompletion, Notes, Unwritten
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.runtime import progress
@@ -64,8 +64,8 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
     """Groups of G = `form.group` rows: G texts, each followed by its prompt with the completion of another (`_other`).
 
     Columns: `loss_mask` per token; `scored`, 1 to 2 G; `labels` and `label_weights`, 0 for the second of each two. The
-    last group is completed with rows of the one before it, of weight 0. Rows with an empty completion are left out and
-    counted. A text may have data.seq_len / 2 G tokens.
+    last group is completed with rows of the one before it, of weight 0. Rows with a completion that is empty, or that
+    the template does not write, are left out and counted. A text may have data.seq_len / 2 G tokens.
     """
     check_fields(form, 'prompt, completion and label')
     texts, notes, templated = _texts(rows, form)
@@ -100,7 +100,11 @@ def _texts(rows: Sequence[Row], form: RowFormat) -> tuple[list[tuple[int, Encode
         if preferences.is_empty(dialogue):
             notes.skip('with an empty completion', row)
             continue
-        text = preferences.encode(dialogue, form.tokenizer, form.template, row.place)
+        try:
+            text = preferences.encode(dialogue, form.tokenizer, form.template, row.place)
+        except Unwritten:
+            notes.skip(Unwritten.NOTE, row)
+            continue
         if text.size > limit and form.length.policy == 'error':
             raise InputError(
                 f'{row.place}: {text.size - 1} tokens, and data.seq_len = {form.length.seq_len} holds '
@@ -149,5 +153,5 @@ TASK = Task(
     conversations=True,
     dialogue=dialogue,
     groups_rows=True,
-    version=2,
+    version=3,
 )

@@ -317,7 +317,10 @@ def test_empty_completions():
         assert preferences.is_empty(preferences.read_pair(row(**fields), None).chosen) is expected
     blank = preferences.Conversation([USER, GOOD | {'content': ' '}], (1,))
     assert preferences.is_empty(blank)
-    assert not preferences.is_empty(blank._replace(messages=[USER, GOOD | {'content': '', 'tool_calls': [{}]}]))
+    for content in ({'tool_calls': [{}]}, {'reasoning': 'Hm'}):
+        assert not preferences.is_empty(blank._replace(messages=[USER, GOOD | {'content': ''} | content]))
+    for other in ({'model': 'm', 'weight': 1}, {'tool_calls': []}):  # say nothing
+        assert preferences.is_empty(blank._replace(messages=[USER, GOOD | {'content': ''} | other]))
 
 
 def test_turns_of_the_user_between_two_answers_of_a_transcript_are_not_trained():

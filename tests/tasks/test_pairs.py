@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lmtrain.data.chat.template import Template
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.errors import InputError
@@ -35,6 +36,16 @@ def test_equal_sides_and_empty_completions_are_counted(form):
         '2 rows left out, whose sides are equal: rows.jsonl:1, ...',
         '1 row left out, with an empty completion: rows.jsonl:3',
     ]
+
+
+def test_completions_that_the_template_does_not_write_are_counted(form):
+    """Before, one call of a tool refused all rows."""
+    template = Template('{% for m in messages %}{{ m.content }}{% endfor %}', 'a template')
+    user, call = {'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': '', 'tool_calls': [{'name': 'f'}]}
+    rows = [row(prompt=[user]), row(1, prompt=[user], rejected=[call])]
+    encoded = preference.TASK.encode(rows, form(Bytes(), (), '')._replace(template=template))
+    assert [each.source for each in encoded.examples] == [0, 0]
+    assert encoded.notes[1:] == ['1 row left out, whose completion the template does not write: rows.jsonl:1']
 
 
 def test_a_row_may_have_a_margin(form):

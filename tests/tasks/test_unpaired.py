@@ -68,6 +68,16 @@ def test_system_text_is_written_by_the_template_of_the_run(form):
         assert bool(unpaired.dialogue(with_system[0], (), '', own).messages) is bool(own)
 
 
+def test_completions_that_the_template_does_not_write_are_counted(form):
+    template = Template('{% for m in messages %}{{ m.content }}{% endfor %}', 'a template')
+    user, call = {'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': '', 'tool_calls': [{'name': 'f'}]}
+    whole = [Row(each.place, each.fields | {'prompt': [user]}) for each in rows(3)]
+    whole[1].fields['completion'] = [call]
+    encoded = unpaired.encode(whole, form(Bytes(), (), '')._replace(group=2, template=template))
+    assert [each.source for each in encoded.examples] == [0, 0, 2, 2]
+    assert encoded.notes[1] == '1 row left out, whose completion the template does not write: rows.jsonl:1'
+
+
 def test_prompts_are_mismatched_with_completions_of_other_prompts(form):
     """Also in a file that has the good and the bad completion of a prompt in a row."""
     pairs = [
