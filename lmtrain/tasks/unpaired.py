@@ -18,6 +18,8 @@ from lmtrain.tasks.pairs import check_fields, example_of
 from lmtrain.tasks.segments import sides
 from lmtrain.tasks.task import Encoded, RowFormat, Task
 
+ALONE = 'alone in its split, without another completion for the KL estimate (give the split a second row)'
+
 
 def kto(
     forward,
@@ -65,12 +67,22 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
 
     Columns: `loss_mask` per token; `scored`, 1 to 2 G; `labels` and `label_weights`, 0 for the second of each two. The
     last group is completed with rows of the one before it, of weight 0. Rows with a completion that is empty, or that
-    the template does not write, are left out and counted. A text may have data.seq_len / 2 G tokens.
+    the template does not write, are left out and counted, and so is the only row of a split that is not trained. A text
+    may have data.seq_len / 2 G tokens.
+
+    Raises InputError if one training row is left.
     """
     check_fields(form, 'prompt, completion and label')
     texts, notes, templated = _texts(rows, form)
+    if len(texts) == 1 and form.training:
+        raise InputError(
+            f'{rows[texts[0][0]].place}: one training row is left of {len(rows)}; the KL estimate needs the completion '
+            'of another: name more rows in config.task.train, or set data.validation and data.test lower'
+        )
     if len(texts) == 1:
-        raise InputError(f'{rows[texts[0][0]].place}: one row is left; the KL estimate needs the completion of another')
+        notes.skip(ALONE, rows[texts[0][0]])
+        notes.forms.clear()
+        texts, templated, form.length.count = [], False, 0
     examples, size = [], form.group
     for begin in range(0, len(texts), size):
         first = max(min(begin, len(texts) - size), 0)
@@ -83,8 +95,8 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
                 values = {'scored': np.int32(1 + 2 * offset + index), 'labels': np.float32(label and not index)}
                 examples.append(example_of(number, one, values | {'label_weights': np.float32(counts)}))
     desirable = sum(label for *_, label in texts)
-    lines = [*notes.lines(), f'{desirable} desirable, {len(texts) - desirable} undesirable completions']
-    return Encoded(examples, lines, templated)
+    counts = [f'{desirable} desirable, {len(texts) - desirable} undesirable completions'] if texts else []
+    return Encoded(examples, [*notes.lines(), *counts], templated)
 
 
 def _limit(form: RowFormat) -> int:

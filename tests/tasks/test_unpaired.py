@@ -97,8 +97,24 @@ def test_fewer_rows_than_a_group_are_repeated(form):
     encoded = unpaired.encode(rows(2), form(Bytes(), (), '')._replace(group=3))
     weights = [each.values['label_weights'].item() for each in encoded.examples]
     assert len(weights) == 6 and sum(weights) == 2
-    with pytest.raises(InputError, match='the KL estimate needs the completion of another'):
-        unpaired.encode(rows(1), form(Bytes(), (), '')._replace(group=3))
+
+
+def test_one_training_row_is_refused_and_one_of_another_split_left_out(form):
+    """Before, a share of 0.05 of 20 rows, one test row, refused the run."""
+    some = [*rows(1), Row('rows.jsonl:9', {'prompt': 'a', 'completion': ' ', 'label': True})]
+    message = 'rows.jsonl:0: one training row is left of 2; the KL estimate needs the completion of another'
+    with pytest.raises(InputError, match=message):
+        unpaired.encode(some, form(Bytes(), (), '')._replace(group=3))
+    long = [each._replace(fields=each.fields | {'prompt': 'p' * 20}) for each in some]
+    for each in (some, long):
+        held_out = form(Bytes(), (), '', training=False, policy='cut')._replace(group=3)
+        encoded = unpaired.encode(each, held_out)
+        assert encoded.examples == [] and encoded.templated is False and held_out.length.count == 0
+        assert encoded.notes == [
+            '1 row left out, with an empty completion: rows.jsonl:9',
+            '1 row left out, alone in its split, without another completion for the KL estimate (give the split a '
+            'second row): rows.jsonl:0',
+        ]
 
 
 def test_long_texts_follow_the_policy(form):
