@@ -345,8 +345,11 @@ def held_out(sampler: Sampler, split: str, max_batches: int = 0) -> Callable:
       {'loss': minus the mean reward, 'reward', its parts, 'length', 'ended', 'reward_error': standard error of the
       mean, also of each part of weight 0, 'targets': number of prompts, 'reward_failures': number of completions that
       could not be scored, if there are any}.
+
+    Raises InputError if the split is empty.
     """
     run, policy = sampler.run, sampler.run.config.policy
+    run.stream(split)  # raises if the split is empty
     prompts = prompts_of(run, split)
     limit, size = max_batches * run.config.data.batch_size, policy.prompts * policy.samples
     if 0 < limit < len(prompts.ids):

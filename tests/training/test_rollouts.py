@@ -544,6 +544,14 @@ def test_failures_on_held_out_prompts_are_counted_in_all_batches(config, folder)
     assert results['reward'] == pytest.approx(1 - 12 / 40)
 
 
+def test_evaluation_of_an_empty_split_is_refused(config):
+    """As of other tasks; before, a ValueError of range."""
+    config.task.test, config.data.test = (), 0.0
+    message = 'the test split is empty: name its rows in config.task.test, or give data.test a share'
+    with contextlib.closing(rollouts.Sampler(built(config))) as sampler, pytest.raises(InputError, match=message):
+        rollouts.held_out(sampler, 'test')
+
+
 @pytest.mark.parametrize(
     'changes, message',
     [
