@@ -78,13 +78,31 @@ def bytes_per_device(run) -> tuple[int, int]:
 
     Without activations and logits of the sampler, which are those of one token of each row.
     """
-    policy, params, mesh = run.config.policy, run.initial.shapes.params, run.mesh
-    widened = mesh.devices.flat[0].platform == 'cpu' and run.model.dtype != 'float32'
+    policy, params = run.config.policy, run.initial.shapes.params
+    widened = run.mesh.devices.flat[0].platform == 'cpu' and run.model.dtype != 'float32'
     longest = run.config.data.seq_len + 1 - policy.max_tokens
     T, M = sample.lengths(run.model, params, longest, policy.max_tokens)
-    prompts = rollout.padded(policy.prompts, mesh) // (mesh.shape['data'] * mesh.shape['fsdp'])
+    prompts, _ = _prompts_per_device(run)
     layers = memory.shard_bytes(decode.copied(run.model, params, widened))
     return layers, cache_bytes(run.model, prompts * (T + policy.samples * M))
+
+
+def held_out_prompts(run, longest: int) -> int:
+    """How many held-out prompts are read at once, one completion each; the devices of the rows divide it.
+
+    Every prompt has a cache of its own, while the samples of a rollout share that of their prompt: so many that their
+    keys and values fill at most what a rollout with prompts of `longest` tokens fills.
+    """
+    policy = run.config.policy
+    T, M = sample.lengths(run.model, run.initial.shapes.params, longest, policy.max_tokens)
+    prompts, devices = _prompts_per_device(run)
+    return devices * (prompts * (T + policy.samples * M) // (T + M))
+
+
+def _prompts_per_device(run) -> tuple[int, int]:
+    """(prompts of a rollout on one device, number of devices that the prompts are divided over)."""
+    devices = run.mesh.shape['data'] * run.mesh.shape['fsdp']
+    return rollout.padded(run.config.policy.prompts, run.mesh) // devices, devices
 
 
 def in_memory(run, sizes: dict[str, int]) -> dict[str, int]:

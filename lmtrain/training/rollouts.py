@@ -351,11 +351,11 @@ def held_out(sampler: Sampler, split: str, max_batches: int = 0) -> Callable:
     run, policy = sampler.run, sampler.run.config.policy
     run.stream(split)  # raises if the split is empty
     prompts = prompts_of(run, split)
-    limit, size = max_batches * run.config.data.batch_size, policy.prompts * policy.samples
+    limit = max_batches * run.config.data.batch_size
     if 0 < limit < len(prompts.ids):
         prompts = prompts.at(hash_rng.permutation(len(prompts.ids), hash_rng.SAMPLE)[:limit].tolist())
     count = len(prompts.ids)
-    size = min(size, count)
+    size = min(count, rollout_cost.held_out_prompts(run, max(map(len, prompts.ids))))
 
     def measure(params, stopped=lambda: False) -> dict[str, float] | None:
         parts, flops = [], 0.0

@@ -14,6 +14,7 @@ import lmtrain
 from configs import grpo, tiny
 from lmtrain import tree
 from lmtrain.cost import passes
+from lmtrain.cost.query import cache_bytes
 from lmtrain.errors import InputError
 from lmtrain.parallel import sharding
 from lmtrain.report.run_config import WrongRun
@@ -529,8 +530,25 @@ def test_a_group_without_a_signal_has_the_gradient_of_the_kl_term(config, folder
     assert bool(gradient.any()) == (kl_weight > 0)
 
 
+@pytest.mark.parametrize('devices', [1, 2])
+def test_held_out_prompts_fill_at_most_the_memory_of_a_rollout(config, monkeypatch, devices):
+    """Keys and values of every prompt and completion, which share none; before, 16 prompts were read at once."""
+    run, call, counts = built(config, data=devices), rollouts.Sampler.__call__, []
+
+    def sampled(self, params, prompts, count, *rest, **keep):
+        counts.append(count * len(prompts.ids))
+        return call(self, params, prompts, count, *rest, **keep)
+
+    monkeypatch.setattr(rollouts.Sampler, '__call__', sampled)
+    with contextlib.closing(rollouts.Sampler(run)) as sampler:
+        results = rollouts.held_out(sampler, 'validation')(run.initial.on_mesh().params)
+    assert counts == [10] * 4 and results['targets'] == 40  # one program for all
+    token = cache_bytes(run.model, 1)
+    assert 10 // devices * (16 + 16) * token == run.rollout_bytes[1]  # prompts and completions are padded to 16 tokens
+
+
 def test_failures_on_held_out_prompts_are_counted_in_all_batches(config, folder):
-    """16 prompts are scored at once, and a prompt without a score is in some batches alone."""
+    """10 prompts are scored at once, and a prompt without a score is in some batches alone."""
     (folder / 'some.py').write_text(
         'def reward(p, c): return [None if text.startswith(("say 1:", "say 2")) else 1.0 for text in p]',
         encoding='utf-8',
