@@ -13,6 +13,11 @@ from lmtrain.errors import InputError
 
 OUTPUTS = ('hidden', 'logits', 'logprob', 'log_z', 'cache')  # of every model: no added head may have such a name
 
+# The way out if a base has the leaves of an adapter that a method would add.
+MERGE = (
+    "take another adapt.method, or merge those of 'lora' and 'ia3' first, with `lmtrain export --workdir=RUN "
+    '--format=hf --merge --to=DIR`, and name DIR as init.base'
+)
 
 # A pure function (rng, params) -> only the leaves that it adds. It raises InputError if they do not fit the model.
 Adapter = Callable[[jax.Array, tree.Params], tree.Params]
@@ -23,7 +28,7 @@ def check(params: Mapping, new: Mapping) -> None:
     old = tree.flatten(params)
     for path in tree.flatten(new):
         if path in old:
-            raise InputError(f'{path} exists already: an adapter of this kind has been added before')
+            raise InputError(f'{path} exists already: an adapter of this kind has been added before; {MERGE}')
         kind = leaves.kind_of(path)
         # `apply` ignores leaves that no layer reads, so a misplaced leaf would go unnoticed.
         if kind is None or not kind.fits(path, old):

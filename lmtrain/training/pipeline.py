@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmtrain import files, rewards
+from lmtrain.adapt.adapter import MERGE
+from lmtrain.adapt.methods import ADAPTERS
 from lmtrain.data.rows import Row, read_rows
 from lmtrain.data.verifiable_task import is_generated
 from lmtrain.errors import InputError
@@ -64,12 +66,7 @@ def run(name: str, configs: Mapping[str, Any], workdir) -> list[dict[str, Any]]:
             check_settings(configs[stage.name])
         except InputError as error:
             raise InputError(f'the stage {stage.name}: {error}') from None
-        for source in filter(None, (stage.base, stage.reward_model)):
-            if (members := sweep.of(configs[source])) and not (workdir / stage.name / 'config.json').exists():
-                raise InputError(
-                    f'the stage {source}: config.sweep has {len(members)} members, and the stage {stage.name} starts '
-                    'from one model: leave its lists empty'
-                )
+        _check_inputs(stage, configs, workdir)
     rows = held_out_rows(configs[stages[0].name])
     measured = configs[stages[0].name]
     _prompts(rows, measured.task.text)  # raises
@@ -82,6 +79,24 @@ def run(name: str, configs: Mapping[str, Any], workdir) -> list[dict[str, Any]]:
             print(f'\n{table(results)}\n')
     files.write_json(workdir / 'pipeline.json', results, indent=1)
     return results
+
+
+def _check_inputs(stage: Stage, configs: Mapping[str, Any], workdir: Path) -> None:
+    """Raises InputError if a stage that has not begun cannot start from the models of the stages before it."""
+    if (workdir / stage.name / 'config.json').exists():
+        return
+    for source in filter(None, (stage.base, stage.reward_model)):
+        if members := sweep.of(configs[source]):
+            raise InputError(
+                f'the stage {source}: config.sweep has {len(members)} members, and the stage {stage.name} starts '
+                'from one model: leave its lists empty'
+            )
+    own = configs[stage.name].adapt.method
+    if stage.base and own in ADAPTERS and configs[stage.base].adapt.method == own:
+        raise InputError(
+            f'config.{stage.name}.adapt.method = {own!r} and config.{stage.base}.adapt.method = {own!r}: the stage '
+            f'{stage.name} would add the leaves that its base has from the stage {stage.base} a second time: {MERGE}'
+        )
 
 
 def _run_stage(

@@ -265,6 +265,12 @@ LEAVES = [
 ]
 
 
+def test_second_adapter_names_the_command_that_merges_the_first():
+    command = 'lmtrain export --workdir=RUN --format=hf --merge --to=DIR'
+    with pytest.raises(ValueError, match=f'lora_a exists already.*`{command}`, and name DIR as init.base'):
+        adapt.method('lora', MODELS['rotary'], adapted('rotary', 'lora', **LORA), **LORA)
+
+
 @pytest.mark.parametrize(('new', 'message'), LEAVES)
 def test_leaf_that_no_layer_reads_is_refused(new, message):
     adapter = lambda rng, params: new  # noqa: E731

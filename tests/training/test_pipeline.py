@@ -200,6 +200,28 @@ def test_a_stage_that_others_start_from_is_no_sweep(trained, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('method', ['lora', 'ia3', 'prompt', 'prefix'])
+def test_two_adapters_of_one_kind_are_refused_before_the_first_stage(tmp_path, monkeypatch, method):
+    """Before, the first stage was trained, and the second refused."""
+    monkeypatch.setitem(pipeline.PIPELINES, 'both', STAGES)
+    monkeypatch.setattr(pipeline, '_run_stage', lambda stage, *_: pytest.fail(f'{stage.name} is run'))
+    configs = {'first': config(tmp_path / 'cache', False), 'second': config(tmp_path / 'cache', True)}
+    for own in configs.values():
+        own.adapt.method = method
+    message = f"config.second.adapt.method = '{method}' and config.first.adapt.method = '{method}': .*--merge --to=DIR"
+    with pytest.raises(InputError, match=message):
+        pipeline.run('both', configs, tmp_path / 'runs')
+    # A stage that has begun, on a base that was merged by hand, goes on; and so do two methods.
+    monkeypatch.setattr(pipeline, '_run_stage', lambda stage, *_: 1 / 0)
+    (tmp_path / 'runs' / 'second').mkdir(parents=True)
+    (tmp_path / 'runs' / 'second' / 'config.json').write_text('{}', encoding='utf-8')
+    with pytest.raises(ZeroDivisionError):  # the first stage begins
+        pipeline.run('both', configs, tmp_path / 'runs')
+    configs['first'].adapt.method = 'full'
+    with pytest.raises(ZeroDivisionError):  # the first stage begins
+        pipeline.run('both', configs, tmp_path / 'others')
+
+
 def test_a_finished_stage_keeps_its_settings(trained):
     folder, configs, _ = trained
     changed = configs['first'].copy_and_resolve_references()
