@@ -15,7 +15,7 @@ import collections
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from lmtrain.data.chat import encoding
@@ -82,7 +82,13 @@ class Notes:
 
     def __init__(self):
         self.forms: collections.Counter = collections.Counter()
+        self.unread: dict[str, dict[str, None]] = {}  # format: fields of its rows that are not read
         self.skipped: dict[str, list[str]] = {}  # reason: places
+
+    def count(self, form: str, row: Row, dialogue: Conversation, names: Collection[str]) -> None:
+        """Counts a row of a format, from which `dialogue` and the fields `names` were read."""
+        self.forms[form] += 1
+        self.unread.setdefault(form, {}).update(dict.fromkeys(_unread(row, dialogue, names)))
 
     def skip(self, reason: str, row: Row) -> None:
         """Counts a row that is left out."""
@@ -90,7 +96,10 @@ class Notes:
 
     def lines(self) -> list[str]:
         """One line for each format and each reason."""
-        lines = [f'{count} rows of {name}' for name, count in self.forms.items()]
+        lines = []
+        for name, count in self.forms.items():
+            unread = ', '.join(map(repr, self.unread.get(name, ())))
+            lines.append(f'{count} rows of {name}' + (f' (ignoring {unread})' if unread else ''))
         for reason, places in self.skipped.items():
             others = ', ...' if len(places) > 1 else ''
             lines.append(f'{len(places)} row{"s" * (len(places) > 1)} left out, {reason}: {places[0]}{others}')
@@ -208,6 +217,22 @@ def _prompt(row: Row) -> Any:
 def _questions(row: Row) -> list[str]:
     """The fields of a question, other than `prompt`, that hold text."""
     return [name for name in QUESTIONS if name not in PROMPTS and is_text(row.fields.get(name))]
+
+
+def _unread(row: Row, dialogue: Conversation, names: Collection[str]) -> list[str]:
+    """The fields of a row that have a value, and are neither among `names` nor read for its prompt or tools."""
+    row = with_prompt(row)
+    fields, prompt = row.fields, _prompt(row)
+    read = {*names, *(['tools'] if dialogue.tools else []), *[name for name in PROMPTS if fields.get(name) is prompt]}
+    if isinstance(prompt, list) and prompt:
+        earlier, questions = history(row), _questions(row)
+        question = {'role': 'user', 'content': '\n\n'.join(fields[name] for name in questions)}
+        read |= {'history'} if earlier and prompt[: len(earlier)] == earlier else set()
+        read |= {*questions} if prompt[-1] == question else set()
+    begin = f'{dialogue.messages[0]["content"]}\n' if dialogue.messages else dialogue.texts[0]
+    if is_text(fields.get('system')) and begin.startswith(f'{fields["system"]}\n'):
+        read |= {'system', *(['system_prompt'] if fields.get('system_prompt') == fields['system'] else [])}
+    return [name for name, value in fields.items() if name not in read and value not in (None, '', [])]
 
 
 def _is_question(row: Row, prompt: list[dict]) -> bool:

@@ -53,7 +53,7 @@ def encode(rows: Sequence[Row], form: RowFormat, *, unread: int, margins: bool) 
             form.length.count -= 1  # left out, and not cut
             notes.skip(f'whose completions alone have more than data.seq_len = {form.length.seq_len} tokens', row)
             continue
-        notes.forms[pair.form] += 1
+        notes.count(pair.form, row, pair.chosen, (*SIDES, 'margin') if margins else SIDES)
         templated |= bool(pair.chosen.messages)
         with_margin += 'margin' in row.fields
         for index, side in enumerate(shortened):

@@ -130,7 +130,7 @@ def _texts(rows: Sequence[Row], form: RowFormat) -> tuple[list[tuple[int, Encode
             notes.skip(f'of more than {limit - 1} tokens', row)
             continue
         form.length.count += not whole
-        notes.forms[name] += 1
+        notes.count(name, row, dialogue, ('completion', 'label'))
         templated |= bool(dialogue.messages)
         texts.append((number, text, label))
     return texts, notes, templated

@@ -308,6 +308,39 @@ def test_notes_count_rows_and_name_the_first():
     assert notes.lines() == ['3 rows of pairs', '2 rows left out, with an empty completion: a:1, ...']
 
 
+@pytest.mark.parametrize(
+    ('fields', 'unread'),
+    [
+        ({'query': '2 + 2?', 'id': 7, 'empty': '', 'null': None, 'none': []}, ['query', 'id']),
+        ({'prompt': 'Hi', 'conversations': 'Hello', 'question': 'Who?'}, ['conversations', 'question']),
+        ({'question': 'Hi', 'system_prompt': 'Be brief.', 'history': [['Who?', 'Me']]}, []),
+        ({'question': 'Hi', 'system_prompt': 'Be kind.', 'system': 'Be brief.'}, ['system_prompt']),
+        ({'instruction': 'Add', 'input': '2, 2', 'history': 'long'}, ['history']),
+        ({'prompt': 'Hi', 'system': 'Be brief.'}, []),
+        ({'prompt': [USER], 'system': 'Be brief.'}, []),
+        ({'prompt': [USER], 'tools': [{'name': 'add'}]}, []),
+        ({'prompt': 'Hi', 'tools': [{'name': 'add'}]}, ['tools']),
+        ({'prompt': [SYSTEM, USER], 'system': 'Be kind.', 'question': 'Who?'}, ['system', 'question']),
+        ({'system': 'Be brief.'}, ['system']),
+    ],
+)
+@pytest.mark.parametrize('template', [CHATML, None])
+def test_header_names_the_fields_that_are_not_read(fields, unread, template):
+    """Before, a row whose question has an unknown name was trained without it, and without a word."""
+    pair = row(**fields, chosen='Yes', rejected='No', margin=1.0)
+    completion = row(**fields, completion='Yes', label=1)
+    for names in (preferences.SIDES, (*preferences.SIDES, 'margin')):
+        notes, (form, chosen, _) = preferences.Notes(), preferences.read_pair(pair, template)
+        notes.count(form, pair, chosen, names)
+        expected = unread + (['margin'] if 'margin' not in names else [])
+        ignoring = f' (ignoring {", ".join(map(repr, expected))})' if expected else ''
+        assert notes.lines() == [f'1 rows of {form}{ignoring}']
+    if 'prompt' in fields:
+        notes, (form, dialogue, _) = preferences.Notes(), preferences.read_labelled(completion, template)
+        notes.count(form, completion, dialogue, ('completion', 'label'))
+        assert list(notes.unread[form]) == unread
+
+
 def test_empty_completions():
     empty = [
         ({'prompt': 'a', 'chosen': ' \n', 'rejected': 'b'}, True),

@@ -27,6 +27,9 @@ def test_both_sides_are_neighbours_whose_completions_count(form):
     np.testing.assert_array_equal(chosen.flat['loss_mask'], [0, 0, 0, 1, 1, 1, 1, 0])
     assert [each.values for each in (chosen, rejected)] == [{'scored': 1}, {'scored': 2}]
     assert encoded.notes == ['2 rows of prompt + chosen + rejected'] and not encoded.templated
+    unread = encode(form, [row(id=7, margin=1.0), row(1, source='a')]).notes
+    assert unread == ["2 rows of prompt + chosen + rejected (ignoring 'id', 'margin', 'source')"]
+    assert encode(form, [row(id=7, margin=1.0)], reward).notes[0].endswith("(ignoring 'id')")
 
 
 def test_equal_sides_and_empty_completions_are_counted(form):
