@@ -24,9 +24,10 @@ from lmtrain.data.chat.conversation import (
     Conversation,
     history,
     is_text,
+    of_messages,
     with_turns,
 )
-from lmtrain.data.chat.messages import check_messages, tools_of
+from lmtrain.data.chat.messages import check_messages
 from lmtrain.data.chat.template import PLAIN, REASONING, Template
 from lmtrain.data.rows import Row, check_text, value_of
 from lmtrain.data.tokenizers.base import Tokenizer
@@ -343,6 +344,4 @@ def _conversation(row: Row, side: str, prompt: list[dict], completion: list[dict
     if system and messages[0]['role'] not in SYSTEM:
         first = {'role': 'system', 'content': check_text(system, f"{row.place}: 'system'")}
         prompt, messages = [first, *prompt], [first, *messages]
-    completion_range = range(len(prompt), len(messages))
-    answers = tuple(index for index in completion_range if messages[index]['role'] == 'assistant')
-    return Conversation(messages, answers, tools=tools_of(row))
+    return of_messages(messages, row, len(prompt))

@@ -226,6 +226,19 @@ def test_tools_of_a_row_are_written_by_the_template():
         assert bytes(prompt[1:]).startswith(b'[add]<u>Hi')
 
 
+@pytest.mark.parametrize('field', ['weight', 'train', 'training', 'loss'])
+def test_answer_that_is_not_to_be_trained_is_context(field):
+    """As in conversations; before, the field was ignored. The template does not see it."""
+    bad, end = BAD | {field: 0}, [USER, GOOD | {field: True}]
+    pair = preferences.read_pair(row(prompt=[USER], chosen=[bad, *end], rejected=[BAD]), CHATML)
+    _, completion, _ = preferences.read_labelled(row(prompt=[USER], completion=[bad, *end], label=1), CHATML)
+    whole = preferences.read_pair(row(chosen=[USER, bad, *end], rejected=[USER, BAD]), CHATML)
+    for dialogue in (pair.chosen, completion, whole.chosen):
+        assert dialogue.messages == [USER, BAD, USER, GOOD] and dialogue.trained == (3,)
+    none = preferences.read_pair(row(prompt=[USER], chosen=[bad], rejected=[BAD]), CHATML)
+    assert preferences.is_empty(none.chosen) and not preferences.is_empty(none.rejected)
+
+
 def test_conversations_part_where_they_differ():
     other = [{'role': 'user', 'content': 'And?'}, {'role': 'assistant', 'content': 'So.'}]
     pair = preferences.read_pair(row(chosen=[USER, GOOD, *other], rejected=[USER, BAD]), CHATML)

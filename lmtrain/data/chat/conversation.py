@@ -204,7 +204,7 @@ def _dialogue(row: Row, name: str) -> Conversation:
     """The messages in one field, after the text in the field `system` if they have no system message."""
     messages = check_messages(value_of(row, name, 'config.task.text'), f'{row.place}: {name!r}')
     first = [] if messages[0]['role'] in ('system', 'developer') else _system(row)
-    return _of(first + messages, row)
+    return of_messages(first + messages, row)
 
 
 def _completion(row: Row, between: str, text: tuple[str, ...] = ('prompt',), label: str = 'completion') -> Conversation:
@@ -212,7 +212,7 @@ def _completion(row: Row, between: str, text: tuple[str, ...] = ('prompt',), lab
     if len(prompts) == 1 and isinstance(prompts[0], list):
         prompt = check_messages(prompts[0], f'{row.place}: {text[0]!r}')
         completion = check_messages(value_of(row, label, LABEL), f'{row.place}: {label!r}')
-        return _of(prompt + completion, row, len(prompt))
+        return of_messages(prompt + completion, row, len(prompt))
     return Conversation([], (), (between.join(text_of(row, name) for name in text), text_of(row, label, LABEL)))
 
 
@@ -221,7 +221,7 @@ def _turn(row: Row, questions: list[str], answer: str) -> Conversation:
     filled = [name for name in questions if row.fields.get(name) not in (None, '')] or questions[:1]
     content = '\n\n'.join(text_of(row, name) for name in filled)
     turn = [{'role': 'user', 'content': content}, {'role': 'assistant', 'content': text_of(row, answer)}]
-    return _of(_system(row) + history(row) + turn, row)
+    return of_messages(_system(row) + history(row) + turn, row)
 
 
 def _system(row: Row) -> list[dict[str, Any]]:
@@ -245,7 +245,7 @@ def history(row: Row) -> list[dict[str, Any]]:
     ]
 
 
-def _of(messages: list[dict[str, Any]], row: Row, first: int = 0) -> Conversation:
+def of_messages(messages: list[dict[str, Any]], row: Row, first: int = 0) -> Conversation:
     """A conversation whose answers from message `first` on are trained, unless one of TRAIN_FIELDS is false."""
     trained = tuple(
         index
