@@ -16,6 +16,7 @@ from lmtrain.rewards.reward import Limits, Reward
 
 # A comma is a part of a number between groups of three digits alone, and a sign not after a digit or a letter ('10-5').
 NUMBER = re.compile(r'(?:(?<![\dA-Za-z])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?')
+TYPESET_COMMA = re.compile(r'\{,\}|\\,|,\\!')  # between thousands, in LaTeX: 1{,}200, 1\,200, 1,\!200
 FENCED = re.compile(r'```[^\n]*\n(.*?)```', re.DOTALL)
 FIELD = 'config.reward.field'
 LONGEST_NUMBER = 1000  # characters
@@ -44,13 +45,18 @@ def number(completion: str, expected: Any) -> float:
 
     >>> number('6 * 7 = 42.0', 42), number('about 1,200', '... #### 1200'), number('no idea', 42)
     (1.0, 1.0, 0.0)
+    >>> number('\\\\boxed{1{,}200}', '1200'), number('1\\\\,200', '1200')
+    (1.0, 1.0)
     """
     return float(last_number(completion) == last_number(str(expected)))
 
 
 def last_number(text: str) -> decimal.Decimal | None:
-    """The last number of a text, with commas between thousands; None if there is none, or if it is too long."""
-    text = text.replace('\u2212', '-')  # the minus sign of typeset text
+    """The last number of a text, with commas between thousands, of LaTeX too.
+
+    None if there is none, or if it is too long.
+    """
+    text = TYPESET_COMMA.sub(',', text.replace('\u2212', '-'))  # the minus sign of typeset text
     texts = [match[0].replace(',', '') for match in NUMBER.finditer(text)]
     return decimal.Decimal(texts[-1]) if texts and len(texts[-1]) <= LONGEST_NUMBER else None
 
