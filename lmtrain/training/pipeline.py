@@ -20,7 +20,7 @@ from lmtrain.models.virtual_tokens import room
 from lmtrain.report import terminal
 from lmtrain.tasks import TASKS, policy
 from lmtrain.training import load as loading
-from lmtrain.training import sweep
+from lmtrain.training import samples, sweep
 from lmtrain.training import train as training
 from lmtrain.training.checks import check_settings
 
@@ -192,7 +192,11 @@ def score(
             vocab_size=tokenizer.vocab_size,
             absent=tokenizer.absent,
         )
-        scored = reward(texts, [tokenizer.decode(each.ids) for each in generated], [row.fields for row in rows])
+        written = [
+            samples.continuation(tokenizer, prompt, each.ids, chats=True)
+            for prompt, each in zip(ids, generated, strict=True)
+        ]
+        scored = reward(texts, written, [row.fields for row in rows])
         results[name] = float(scored.total.mean())
         for reason, count in scored.failures.items():
             results['failures'][reason] = results['failures'].get(reason, 0) + count

@@ -113,6 +113,20 @@ def test_a_prompt_beyond_the_context_is_cut_at_its_beginning(monkeypatch, max_to
     assert read[0] == read[1] == [[begin, *b'abcdefghi'], [begin, *b'abcdefghijkl'[1 - kept :]]]
 
 
+def test_completion_is_scored_as_a_rollout_reads_it(monkeypatch):
+    """With its first space, which a SentencePiece model drops at the beginning of a text; before, it was dropped."""
+
+    class Dropping(Bytes):
+        def decode(self, ids):
+            return super().decode(ids).removeprefix(' ')
+
+    generated = [SimpleNamespace(ids=[*b' 12'])]
+    monkeypatch.setattr(pipeline.sample, 'generate', lambda *_, **__: generated)
+    own = SimpleNamespace(tokenizer=Dropping(), template=None, params={'layers': {}}, end_ids=[])
+    own.model = SimpleNamespace(max_len=10, position_offset=0)
+    assert completions_of(own, [Row('1', {'prompt': 'a'})]) == ([' 12'], ['a'])
+
+
 def test_conversations_and_questions_are_scored(trained):
     model = loading.load_run(trained[0] / 'second')
     model = model._replace(template=open_template('plain', model.tokenizer, '', '2026-01-01'))
