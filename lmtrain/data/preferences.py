@@ -259,11 +259,20 @@ def _turns(text: str, place: str) -> list[dict[str, Any]]:
     return [{'role': roles[who], 'content': content.strip()} for who, content in zip(parts[::2], parts[1::2])]
 
 
+def _merged(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The turns of a transcript, of which several of one role are one: many templates require that roles alternate."""
+    groups = itertools.groupby(turns, lambda turn: turn['role'])
+    contents = [(role, [turn['content'] for turn in group]) for role, group in groups]
+    return [{'role': role, 'content': '\n\n'.join(filter(None, each))} for role, each in contents]
+
+
 def _transcripts(row: Row, chosen: str, rejected: str, template: Template | None) -> Pair:
     sides = [_turns(text, f'{row.place}: {name!r}') for text, name in zip((chosen, rejected), SIDES)]
-    pair = _whole('hh-rlhf transcripts', row, *sides)
     if template and template.source != PLAIN:
-        return pair
+        merged = [_merged(side) for side in sides]
+        form = 'hh-rlhf transcripts' + (', several turns of one role merged' if merged != sides else '')
+        return _whole(form, row, *merged)
+    pair = _whole('hh-rlhf transcripts, unchanged', row, *sides)
     unchanged = []
     for text, dialogue in ((chosen, pair.chosen), (rejected, pair.rejected)):
         turns = list(TURN.finditer(text))
@@ -272,7 +281,7 @@ def _transcripts(row: Row, chosen: str, rejected: str, template: Template | None
         answers = [(turns[index - before].end(), ends[index - before]) for index in dialogue.trained]
         bounds = [0, *itertools.chain(*answers)]
         unchanged.append(Conversation([], (), tuple(text[begin:end] for begin, end in itertools.pairwise(bounds))))
-    return Pair('hh-rlhf transcripts, unchanged', *unchanged)
+    return Pair(pair.form, *unchanged)
 
 
 def _from_first_turn(row: Row, prompt: Any, chosen: list[dict], rejected: list[dict]) -> Pair:

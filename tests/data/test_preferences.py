@@ -1,5 +1,6 @@
 """Rows of preferences: formats, what counts as the prompt, and invalid rows."""
 
+import itertools
 from unittest.mock import ANY
 
 import numpy as np
@@ -385,6 +386,21 @@ def test_turns_of_the_user_between_two_answers_of_a_transcript_are_not_trained()
     assert preferences.is_empty(blank.chosen) and not preferences.is_empty(blank.rejected)
 
 
+def test_several_turns_of_one_role_in_a_transcript_are_one():
+    """A template that requires alternating roles refused all rows because of 13 of 4,624 sides of hh-rlhf."""
+    begin = '\n\nHuman: Hi\n\nHuman: there\n\nAssistant:'
+    chosen, rejected = f'{begin} Yes\n\nAssistant:\n\nAssistant: sir', f'{begin} No'
+    pair = preferences.read_pair(row(chosen=chosen, rejected=rejected), CHATML)
+    assert pair.form == 'hh-rlhf transcripts, several turns of one role merged'
+    user = {'role': 'user', 'content': 'Hi\n\nthere'}
+    assert pair.chosen.messages == [user, GOOD | {'content': 'Yes\n\nsir'}] and pair.chosen.trained == (1,)
+    assert pair.rejected.messages == [user, BAD]
+    for template in (None, PLAINLY):  # writes them as they are
+        pair = preferences.read_pair(row(chosen=chosen, rejected=rejected), template)
+        assert pair.form == 'hh-rlhf transcripts, unchanged'
+        assert [''.join(side.texts) for side in pair[1:]] == [chosen, rejected]
+
+
 def test_real_transcripts(shared):
     """All of a file of hh-rlhf: every row is read, and both sides begin with the same prompt in most of them."""
     from lmtrain.data.rows import read_rows
@@ -398,4 +414,8 @@ def test_real_transcripts(shared):
     assert np.mean(same) > 0.99
     assert sum(preferences.is_empty(side) for pair in pairs for side in pair[1:]) == 4
     several = [side.texts for pair in pairs for side in pair[1:] if len(side.texts) > 2]
+    by_template = [preferences.read_pair(each, CHATML) for each in read_rows(str(file), '')]
+    roles = [[message['role'] for message in side.messages] for pair in by_template for side in pair[1:]]
+    assert not any(one == other for each in roles for one, other in itertools.pairwise(each))
+    assert sum('merged' in pair.form for pair in by_template) == 9
     assert len(several) == 5 and not any('\n\nHuman:' in text for each in several for text in each[1::2])
