@@ -9,7 +9,7 @@ import numpy as np
 from lmtrain import tree
 from lmtrain.adapt.peft import config
 from lmtrain.adapt.peft.config import AUTOMATIC, TIED
-from lmtrain.adapt.peft.modules import entries, name_for, tied_embedding
+from lmtrain.adapt.peft.modules import entries, known_name, name_for, tied_embedding
 from lmtrain.errors import InputError
 from lmtrain.models import hf, pretrained, safetensors
 
@@ -46,8 +46,8 @@ def read(model, params: Mapping, fields: Mapping, tensors: Mapping, prefix: str)
         if not key.startswith(prefix) or not listed:
             raise InputError(f'the tensor {key!r} is neither of the adapter nor of modules_to_save={saved}')
         seen.update(listed)
-        if name in known:
-            entry = known[name]
+        if found := known_name(model, name, known):  # a class without a head has other names
+            entry = known[found]
             paths = [path for path in entry.paths if path in leaves]
             shapes = [leaves[path].shape for path in paths]
             if paths != list(entry.paths) or tensor.shape != hf.joined_shape(entry, shapes):

@@ -101,6 +101,20 @@ def test_a_saved_embedding_is_written_as_tied(tmp_path):
         np.testing.assert_array_equal(adapt.load_adapter(model, shapes, folder)['embed']['embedding'], TABLE)
 
 
+def test_a_saved_embedding_of_the_bare_model_is_that_of_the_base(tmp_path):
+    """Its name lacks `model.`; before, it was read as an added head of 32 outputs."""
+    model, bare = base()
+    method = adapt.method('lora', model, bare, rank=(('.*query/kernel', 2),), alpha=(('.*', 2.0),))
+    params = dict(method.start(jax.random.key(0), bare), embed={'embedding': TABLE})
+    about = {'task_type': 'FEATURE_EXTRACTION', 'modules_to_save': ['embed_tokens']}
+    adapt.save_adapter(tmp_path, model, params, base='here', **about)
+    assert f'{PREFIX}embed_tokens.weight' in safetensors.header(tmp_path / 'adapter_model.safetensors')
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), bare)
+    read = adapt.load_adapter(model, shapes, tmp_path)
+    np.testing.assert_array_equal(read['embed']['embedding'], TABLE)
+    assert read.keys() == params.keys() and 'heads' not in read
+
+
 def test_a_lora_of_the_embedding_that_peft_puts_on_the_tied_head_is_refused(tmp_path):
     name = f'{PREFIX}model.embed_tokens.lora_embedding_'
     tensors = lora('llama') | {f'{name}A': np.ones((2, 32), np.float32), f'{name}B': np.ones((16, 2), np.float32)}
