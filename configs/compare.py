@@ -248,7 +248,7 @@ def get_config():
         # Other templates, of {text} and {label}, with which prompts are repeated at the largest size; () is none.
         config.compare.templates = ('{text}\nCategory: {label}', 'Text: {text}\nAnswer: {label}')
         config.compare.only = DEFAULT  # names of the arms to run; () is all
-        config.compare.currency = 'EUR'  # of the prices below
+        config.compare.currency = 'EUR'  # currency of the prices below
         config.compare.device_hour = 0.0  # price of one device for an hour
         config.compare.kwh = 0.0  # price of a kilowatt-hour
         config.compare.watts = 0.0  # power of one device

@@ -14,6 +14,7 @@ TASKS = {
         'compare.sizes': (770,),
         'compare.selection': 77,
         'compare.arms.search.budget': 320_000,
+        'compare.arms.search.instructions': (),  # one that names 77 labels takes an eighth of the budget
         'compare.template': 'Query: {text}\nIntent: {category}',
     },
     'polarity': {
@@ -33,7 +34,8 @@ TASKS = {
     },
 }
 
-PROMPTED = ('zero_shot', 'zero_shot_chat', 'few_shot', 'bm25', 'nearest', 'many_shot', 'search')
+PROMPTED = ('zero_shot', 'zero_shot_chat', 'instructed', 'instructed_chat')
+PROMPTED += ('few_shot', 'bm25', 'nearest', 'many_shot', 'search')
 TRAINED = ('last_layer', 'lora', 'prefix', 'soft_prompt', 'full')
 SHARED = {
     'model.dtype': 'float32',  # XLA:CPU multiplies many rows faster in float32
