@@ -168,7 +168,7 @@ FAULTS = {
         ('only a p below 1 % is significant', 'differs < LEVEL', 'differs < 0.01'),
         ('an arm that is ahead is less accurate', " and tested['difference'] > 0", ''),
         ('equivalence without a correction', "('p_equivalent_holm', 'p_holm')", "('p_equivalent', 'p_holm')"),
-        ('what is not significant is equivalent', 'within < LEVEL and', 'differs >= LEVEL and'),
+        ('what is not significant is equivalent', 'and within < LEVEL', 'and differs >= LEVEL'),
         (
             'the upper end of the interval decides over the baseline',
             'values.ends(entry)[0] > floor[0]',

@@ -3,6 +3,8 @@
 The most accurate arm is compared with every other one. Another arm is
   * equivalent, if the difference is shown to be within the margin of the comparison, after Holm's correction,
   * less accurate, if its difference is significant after Holm's correction, and the most accurate arm is ahead,
+  * at the baseline, if it is shown to be within the margin, but its interval reaches down to the accuracy of chance or
+    of always answering the most frequent class,
   * undecided otherwise, and if the difference was not tested.
 Of the arms that are equivalent to the most accurate one, the cheapest in FLOPs is recommended. No arm is recommended
 whose interval reaches down to the accuracy of chance or of always answering the most frequent class.
@@ -19,12 +21,13 @@ class Choice(NamedTuple):
     """The arm to use with `size` training rows.
 
     outcome: 'best' (significantly more accurate than every other arm), 'cheapest' (of several equivalent arms),
-      'undecided', 'alone' (no other arm has a result), 'majority' (the most accurate arm is not shown to be better than
-      `baseline`) or 'nothing' (no arm has a result).
+      'undecided' (no arm is equivalent, and one is undecided or at the baseline), 'alone' (no other arm has a result),
+      'majority' (the most accurate arm is not shown to be better than `baseline`) or 'nothing' (no arm has a result).
     plan: [(number of queries, the cheapest arm from there on)]; the first is `arm`, from 0 queries.
     leader: the most accurate arm.
     equivalent: arms within the margin of the leader, without it, the most accurate first.
-    undecided: likewise.
+    undecided: likewise, arms about which more test rows would decide.
+    baseline: likewise, arms within the margin of the leader that are not shown to be better than `baseline`.
     """
 
     outcome: str
@@ -34,6 +37,7 @@ class Choice(NamedTuple):
     leader: str | None = None
     equivalent: tuple[str, ...] = ()
     undecided: tuple[str, ...] = ()
+    baseline: tuple[str, ...] = ()
 
 
 def choose(results: Results, size: int) -> Choice:
@@ -45,13 +49,14 @@ def choose(results: Results, size: int) -> Choice:
     if not is_above_baseline(results, leader, size):
         return Choice('majority', size, leader=leader)
     relations = {other: _relation(results, leader, other, size) for other in arms[1:]}
-    equivalent, undecided = (
-        tuple(arm for arm in relations if relations[arm] == name) for name in ('equivalent', 'undecided')
+    equivalent, undecided, at_baseline = (
+        tuple(arm for arm in relations if relations[arm] == name) for name in ('equivalent', 'undecided', 'baseline')
     )
     costs = {arm: own for arm in (leader, *equivalent) if (own := costs_of(results, arm, size))}
     plan = cheapest(costs) if len(costs) == 1 + len(equivalent) else ((0.0, leader),)
-    outcome = 'alone' if not relations else 'cheapest' if equivalent else 'undecided' if undecided else 'best'
-    return Choice(outcome, size, plan[0][1], plan, leader, equivalent, undecided)
+    has_doubt = undecided or at_baseline
+    outcome = 'alone' if not relations else 'cheapest' if equivalent else 'undecided' if has_doubt else 'best'
+    return Choice(outcome, size, plan[0][1], plan, leader, equivalent, undecided, at_baseline)
 
 
 def costs_of(results: Results, arm: str, size: int) -> tuple[float, float] | None:
@@ -107,11 +112,12 @@ def baseline(results: Results) -> tuple[float, str] | None:
 
 
 def _relation(results: Results, leader: str, other: str, size: int) -> str:
-    """'equivalent', 'worse' or 'undecided', see the docstring of the module."""
+    """'equivalent', 'worse', 'baseline' or 'undecided', see the docstring of the module."""
     tested = values.pair(results, leader, other, size) or {}
     within, differs = (tested.get(name) for name in ('p_equivalent_holm', 'p_holm'))
-    if within is not None and within < LEVEL and is_above_baseline(results, other, size):
+    is_close = within is not None and within < LEVEL
+    if is_close and is_above_baseline(results, other, size):
         return 'equivalent'
     # Over the seeds that both arms have finished: there, another arm than the leader may be ahead.
     is_ahead = differs is not None and differs < LEVEL and tested['difference'] > 0
-    return 'worse' if is_ahead else 'undecided'
+    return 'worse' if is_ahead else 'baseline' if is_close else 'undecided'

@@ -50,8 +50,11 @@ def _headline(results: Results, choice: Choice) -> str:
         others = 'with a result' if _without_result(results, choice) else 'of this comparison'
         return f'Use {arm}: {rows} it is more accurate than every other arm {others}.'
     if choice.outcome == 'undecided':
-        text = f'Use {arm}, with reservations: {rows} it is the most accurate arm, but its lead over '
-        return f'{text}{_some(choice.undecided)} is neither proven nor shown to be {_within(results)}.'
+        text = f'Use {arm}, with reservations: {rows} it is the most accurate arm'
+        if choice.undecided:
+            text += f', but its lead over {_some(choice.undecided)} is neither proven nor shown to be '
+            text += _within(results)
+        return f'{text}; {_at_baseline(results, choice)}.' if choice.baseline else f'{text}.'
     return _cheapest_in_words(results, choice)
 
 
@@ -91,6 +94,14 @@ def _within(results: Results) -> str:
     """
     margin = results.get('margin')
     return 'within a margin' if margin is None else f'within {100 * margin:g} points'
+
+
+def _at_baseline(results: Results, choice: Choice) -> str:
+    """What is shown of the arms that are as accurate as the leader, and not above the baseline."""
+    floor, name = baseline(results)
+    verb = 'is' if len(choice.baseline) == 1 else 'are'
+    text = f'{_some(choice.baseline)} {verb} {_within(results)} of {choice.leader}, but not shown to be better than'
+    return f'{text} {name} ({percent(floor)})'
 
 
 def _some(arms: tuple[str, ...]) -> str:
@@ -136,7 +147,7 @@ def _rival(choice: Choice, arms: list[str]) -> str | None:
     """The arm whose difference from the recommended one decides: the leader, else the most accurate other one."""
     if choice.arm != choice.leader:
         return choice.leader
-    others = choice.equivalent or choice.undecided or tuple(arm for arm in arms if arm != choice.arm)
+    others = choice.equivalent or choice.undecided or choice.baseline or tuple(arm for arm in arms if arm != choice.arm)
     return others[0] if others else None
 
 
@@ -164,6 +175,8 @@ def _evidence(results: Results, choice: Choice) -> list[tuple[str, str]]:
     if choice.undecided and choice.outcome != 'undecided':
         text = f'neither shown to be less accurate than {choice.leader} nor {_within(results)}'
         evidence.append(('Undecided', f'{_some(choice.undecided)}: {text}.'))
+    if choice.baseline and choice.outcome != 'undecided':
+        evidence.append(('At the baseline', f'{_at_baseline(results, choice)}.'))
     create = _cost(results, choice, ('create_flops', 'FLOP'), ('device_seconds', 's'), ('price', 'money'))
     query = _cost(results, choice, ('query_flops', 'FLOP'), ('query_seconds', 's'))
     if _cached(results, size, arm):

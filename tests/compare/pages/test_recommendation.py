@@ -113,7 +113,40 @@ def test_equivalent_arm_that_does_not_beat_the_majority_class_is_not_recommended
     results['pairs'][0]['p_equivalent_holm'] = 0.01
     assert results['pairs'][0]['p'] > 0.05 and results['summary'][1]['interval'][0] < 0.52 < 0.58
     advice = recommend(results)
-    assert advice.choice.undecided == ('zero',) and advice.choice.arm == 'lora'
+    assert advice.choice.baseline == ('zero',) and advice.choice.arm == 'lora'
+
+
+@pytest.mark.parametrize('other', ['', 'undecided', 'equivalent'])
+def test_equivalent_arm_at_the_baseline_is_not_called_undecided(comparison, other):
+    accuracies = {'head': 0.262, 'last_layer': 0.259} | ({other: 0.26} if other else {})
+    arms = {name: ('train', accuracy, accuracy, 9, 1e13, 4e9) for name, accuracy in accuracies.items()}
+    results = comparison(arms=arms, sizes=(512,), rows=2000, majority=0.24)
+    for entry in results['summary']:
+        entry['interval'] = [0.2385 if entry['arm'] == 'last_layer' else 0.241, 0.284]
+    for pair in results['pairs']:
+        within = 0.5 if 'undecided' in pair['arms'] else 1e-6
+        pair |= {'p': 0.5, 'p_holm': 1.0, 'p_equivalent_holm': within, 'rows_to_decide': 300}
+    advice = recommend(results)
+    choice, evidence = advice.choice, dict(advice.evidence)
+    claim = 'last_layer is within 3 points of head, but not shown to be better than '
+    claim += 'always answering the most frequent class (24.0 %).'
+    assert choice.baseline == ('last_layer',) and choice.leader == 'head'
+    assert choice.outcome == ('cheapest' if other == 'equivalent' else 'undecided')
+    assert claim == evidence['At the baseline'] if other == 'equivalent' else claim in advice.headline
+    more = [line for line in advice.changes if line.startswith('More test rows')]
+    assert len(more) == (other == 'undecided') and not any('last_layer' in line for line in more)
+    if other:
+        return
+    rows = 'with 512 training rows'
+    assert advice.headline == f'Use head, with reservations: {rows} it is the most accurate arm; {claim}'
+    assert 'points against last_layer' in evidence['Difference']
+
+
+def test_arm_at_the_baseline_that_is_less_accurate_leaves_no_doubt(comparison):
+    arms = {'lora': ('train', 0.5, 0.60, 10, 1e15, 4e9), 'zero': ('prompt', 0.58, 0.58, 0, 0.0, 1e9)}
+    results = comparison(arms=arms, sizes=(512,), majority=0.52)
+    results['pairs'][0] |= {'p_equivalent_holm': 0.01, 'p_holm': 0.01}
+    assert recommend(results).choice.outcome == 'best'
 
 
 def test_failed_arms_are_named_as_a_limit(comparison):
