@@ -157,6 +157,14 @@ def test_rows_without_text_are_left_out(tmp_path):
     ]
 
 
+def test_classes_that_differ_only_in_case_give_a_warning(tmp_path):
+    lines = [{'note': f'{i} animals', 'animal': ('Spam', 'spam', 'ham')[i % 3]} for i in range(60)]
+    config = make_config(tmp_path)
+    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+    notes = rows.divide(config, tmp_path / 'rows').facts['notes']
+    assert notes == ["WARNING: 2 classes differ only in blanks or case: 'Spam', 'spam'"]
+
+
 def test_rows_of_files_that_have_changed_are_refused(tmp_path):
     config = make_config(tmp_path)
     rows.divide(config, tmp_path / 'rows')
