@@ -42,7 +42,7 @@ def run(config, directory) -> dict[str, Any]:
     """Runs a comparison in the folder `directory`, or what is missing of one that was stopped.
 
     Every arm is tried with every number of rows and every seed. What a trial leaves open, such as the learning rate, is
-    chosen on the selection rows. When all trials have chosen, the test stage reads the test rows once.
+    chosen on the selection rows. When all trials have chosen, the test stage reads the test rows.
 
     Args:
       config: ConfigDict, from `get_config()` of configs/compare.py or of a file that starts from it.

@@ -1,4 +1,8 @@
-"""The test stage: the only code that opens rows/test.jsonl, once every trial has chosen."""
+"""The test stage: the only code that opens rows/test.jsonl, once every trial has chosen.
+
+A later call with other arms, seeds or sizes has a stage of its own, whose trials may have been added because of the
+results of the earlier ones. stage.txt in the folder of a trial has its stage: an interrupted stage is continued.
+"""
 
 import json
 from typing import Any
@@ -21,6 +25,7 @@ def run(comparison: Comparison, finished: Finished) -> Finished:
     Returns the trials; one that cannot answer the test rows is a failed one.
     """
     open_rows: list[Row] = []
+    stages = _stages(comparison, finished)
     tested: list[tuple[Trial, dict[str, Any]]] = []
     for trial, record in finished:
         folder = comparison.folder / trial.folder
@@ -38,10 +43,28 @@ def run(comparison: Comparison, finished: Finished) -> Finished:
             continue
         lines = (json.dumps(line, ensure_ascii=False) + '\n' for line in _lines(scores, comparison.task.classes))
         write_atomic(folder / 'predictions.jsonl', ''.join(lines).encode())
-        summary = _summary(loaded, scores) | {'cut': cut}
+        summary = _summary(loaded, scores) | {'cut': cut, 'stage': stages[trial.folder]}
         write_json(folder / 'test.json', summary, indent=1)  # last: the trial is tested
         tested.append((trial, record))
     return tested
+
+
+def _stages(comparison: Comparison, finished: Finished) -> dict[str, int]:
+    """{folder of each trial that is to be tested: its stage}, from 1, which is written to its stage.txt.
+
+    A trial keeps the stage of the first call that found it finished: no result of that stage was known when it chose.
+    """
+    paths = (comparison.folder / 'trials').glob('*/*/test.json')
+    number = 1 + max((read_json_object(path).get('stage', 1) for path in paths), default=0)
+    stages = {}
+    for trial, record in finished:
+        folder = comparison.folder / trial.folder
+        if record['status'] != 'done' or (folder / 'test.json').exists():
+            continue
+        if not (folder / trials.STAGE).exists():
+            write_atomic(folder / trials.STAGE, str(number).encode())
+        stages[trial.folder] = int((folder / trials.STAGE).read_text(encoding='utf-8'))
+    return stages
 
 
 def _model(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> LoadedModel:

@@ -24,6 +24,7 @@ from lmtrain.training.load import LoadedModel
 
 UNREAD = ('compare', 'log', 'watchdog', 'plan', 'sample', 'mesh')  # sections that change no result of a trial
 STARTED = 'digest.txt'  # the digest of a trial, written before it runs
+STAGE = 'stage.txt'  # the test stage of a trial, written before its test (testing.py)
 
 
 class Trial(NamedTuple):
@@ -156,7 +157,8 @@ def run(comparison: Comparison, trial: Trial, execute) -> dict[str, Any]:
     interrupted = (folder / 'log.txt').exists() and not path.exists()  # the seconds of that start are not all known
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / STARTED, digest.encode())
-    (folder / 'test.json').unlink(missing_ok=True)  # of what an earlier trial here has chosen
+    for name in ('test.json', STAGE):  # of what an earlier trial here has chosen
+        (folder / name).unlink(missing_ok=True)
     about = {'arm': trial.arm.name, 'kind': trial.arm.kind, 'size': trial.size, 'seed': trial.seed}
     about |= {'digest': digest, 'interrupted': interrupted}
     try:

@@ -57,6 +57,41 @@ def test_the_recorded_dtype_is_that_of_the_model_that_was_scored(small):
     assert prompted.comparison.model.model == shared.model.model  # new rows are answered as the test rows
 
 
+def test_trials_of_a_later_call_have_a_stage_of_their_own(small, monkeypatch):
+    shared, selected = small('stages', ('zero_shot', 'few_shot'), test=6)
+    finished = [(trial, {'status': 'done', 'chosen': {}}) for trial in trials.listed(shared, selected)]
+    assert len(finished) == 3
+    for trial, _ in finished:
+        (shared.folder / trial.folder).mkdir(parents=True, exist_ok=True)
+    answers = [RuntimeError('no memory'), (np.log(np.full((6, 3), 1 / 3)), 0)]
+    fails = {finished[1][0].folder}
+
+    def answer(shared, trial, *rest):
+        if trial.folder in fails:
+            raise answers[0]
+        return answers[1]
+
+    monkeypatch.setattr(testing, '_answers', answer)
+    monkeypatch.setattr(testing, '_model', lambda shared, *rest: shared.model)
+    testing.run(shared, finished[:2])
+    testing.run(shared, finished)  # one trial is new
+    fails.clear()
+    testing.run(shared, finished)  # what was interrupted is continued
+    assert [testing.read(shared, trial)['stage'] for trial, _ in finished] == [1, 1, 2]
+    new, record = finished[0]
+    record = trials.run(shared, new, lambda *arguments: record)  # again, as with other settings
+    testing.run(shared, [(new, record)])
+    assert testing.read(shared, new)['stage'] == 3
+    old = testing.read(shared, new)
+    for trial, _ in finished:  # of an earlier version
+        folder = shared.folder / trial.folder
+        (folder / 'stage.txt').unlink()
+        write_json(folder / 'test.json', {name: value for name, value in old.items() if name != 'stage'})
+    (shared.folder / new.folder / 'test.json').unlink()
+    testing.run(shared, finished)
+    assert testing.read(shared, new)['stage'] == 2
+
+
 def fingerprints(params):
     """{path: SHA-256 of the bytes} of parameters."""
     leaves = tree.flatten(jax.device_get(params))

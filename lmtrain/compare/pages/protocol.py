@@ -64,8 +64,25 @@ def _rows(results: Results) -> list[tuple[str, str]]:
         ('Seeds', f'{listed(seeds)}; a seed draws the rows as well as the initial values' if seeds else ''),
         ('Selection', f'learning rate, step, prompt and calibration were chosen on the selection rows alone, {BY}'),
         ('Margin', '' if margin is None else f'arms within {100 * margin:g} points count as equivalent'),
-        ('Test', 'the test rows were read once, after every trial had finished'),
+        ('Test', _test(trials)),
     ]
+
+
+def _test(trials: list) -> str:
+    """When the trials were tested, and which results were known then (`testing`)."""
+    stages: dict[int, list[str]] = {}  # the arms of each
+    for trial in trials:
+        if trial.get('test'):
+            stages.setdefault(trial['test'].get('stage', 1), []).append(trial['arm'])
+    first, *later = sorted(stages) or [1]
+    if not later:
+        return 'each trial was tested once, after every trial had finished'
+    parts = [f'in {1 + len(later)} stages, each after its trials had finished']
+    for stage in later:
+        known = dict.fromkeys(arm for other in sorted(stages) if other < stage for arm in stages[other])
+        new = listed(list(dict.fromkeys(stages[stage])))
+        parts.append(f'when that of {new} began, the results of {listed(list(known))} were known')
+    return '; '.join(parts)
 
 
 def _evaluation(results: Results) -> list[tuple[str, str]]:

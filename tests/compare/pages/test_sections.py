@@ -186,6 +186,18 @@ def test_protocol_and_trials(content):
     assert row['folder'] == 'trials/full/n512-seed3' and row['status'] == 'done'
 
 
+def test_protocol_says_which_results_were_known_when_further_trials_were_tested(comparison):
+    results, once = comparison(sizes=(8,), seeds=(1,)), 'each trial was tested once, after every trial had finished'
+    assert dict(protocol.protocol(results)[0].facts)['Test'] == once
+    for trial in results['trials']:
+        trial['test']['stage'] = {'lora': 2, 'full': 3, 'zero-shot': 3}.get(trial['arm'], 1)
+    results['trials'] = [trial for trial in results['trials'] if trial['arm'] in ('head', 'lora', 'full', 'zero-shot')]
+    assert dict(protocol.protocol(results)[0].facts)['Test'] == (
+        'in 3 stages, each after its trials had finished; when that of lora began, the results of head were known; '
+        'when that of zero-shot and full began, the results of head and lora were known'
+    )
+
+
 def test_arms_show_their_overrides():
     arm = {'kind': 'train', 'overrides': {'adapt.lora.rank': [['.*/kernel', 8]], 'adapt.method': 'lora'}}
     rows = table(protocol.protocol({'arms': {'lora': arm}}))
