@@ -49,7 +49,7 @@ def read(folder: pathlib.Path) -> Record:
     Fields are those of its config under their present names ('adapt.method', see `run_config.upgrade`), and
       name, folder, state ('finished', 'running', 'stopped', 'failed', 'broken'), reason (of the last two), step,
       loss (validation, of a trial on its selection rows), the scores beside it (bits_per_byte, or accuracy, ...),
-      flops, seconds (training, with evaluation and saving),
+      flops, seconds (training, with evaluation and saving; of a trial with its whole grid, search and selection),
       validation.*, test.*, cost.* of results.json, and trial.*, selection.*, ledger.* of trial.json.
     """
     record: Record = {'name': folder.name, 'folder': str(folder)}
@@ -103,7 +103,8 @@ def _summary(record: Record) -> Record:
     scores = {'bits_per_byte': measures['bits_per_byte']} if 'bits_per_byte' in measures else measures
     result = {name: value for name, value in scores.items() if name not in COUNTS | {'rows'}}
     result['loss'] = None if 'reward_error' in measures else measures.get('loss')  # a policy's is minus its reward
-    result['flops'] = record.get('ledger.train_flops', record.get('cost.flops'))
+    spent = [record[name] for name in ('ledger.train_flops', 'ledger.selection_flops') if name in record]
+    result['flops'] = sum(spent) if spent else record.get('cost.flops')
     result['seconds'] = record.get('ledger.device_seconds', record.get('cost.seconds'))
     return result
 

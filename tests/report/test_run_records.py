@@ -101,13 +101,13 @@ def test_running_run_holds_its_lock(tmp_path):
 def test_trial_counts_its_selection_rows_and_its_own_cost(tmp_path):
     trial = {'arm': 'lora', 'kind': 'train', 'size': 32, 'seed': 1, 'status': 'done', 'reason': ''}
     trial |= {'selection': {'rows': 64, 'accuracy': 0.8, 'loss': 0.6, 'candidates': []}}
-    trial |= {'ledger': {'train_flops': 7e9, 'device_seconds': 3.0, 'peak_bytes': None}}
+    trial |= {'ledger': {'train_flops': 7e9, 'selection_flops': 2e9, 'device_seconds': 3.0, 'peak_bytes': None}}
     folder = write(tmp_path / 'n32-seed1', CONFIG, {'validation': {'loss': 9.0, 'accuracy': 0.1}}, trial=trial)
     (folder / 'test.json').write_text('{"accuracy": 0.7, "rows": 200}', encoding='utf-8')
     record = run_records.read(folder)
     assert (record['state'], record['trial.arm'], record['trial.size']) == ('finished', 'lora', 32)
     assert (record['loss'], record['accuracy'], record['test.accuracy']) == (0.6, 0.8, 0.7)
-    assert (record['flops'], record['seconds']) == (7e9, 3.0)
+    assert (record['flops'], record['seconds']) == (9e9, 3.0)  # of the whole grid, as the time is
     failed = write(tmp_path / 'failed', trial=trial | {'status': 'failed', 'reason': 'nothing fits'})
     assert run_records.read(failed)['state'] == 'failed' and run_records.read(failed)['reason'] == 'nothing fits'
 
@@ -162,6 +162,20 @@ def test_find_lists_runs_and_trials_only(tmp_path):
     assert run_records.find([tmp_path / 'a' / 'run']) == [tmp_path / 'a' / 'run']
     with pytest.raises(FileNotFoundError, match='gone is not a directory'):
         run_records.find([tmp_path / 'gone'])
+
+
+@pytest.mark.parametrize(
+    ('ledger', 'flops'),
+    [
+        ({'train_flops': 0.0, 'selection_flops': 5e9}, 5e9),
+        ({'train_flops': 7e9}, 7e9),
+        ({'selection_flops': None}, 4e9),
+    ],
+)
+def test_a_trial_has_the_flops_of_its_search(tmp_path, ledger, flops):
+    trial = {'arm': 'search', 'kind': 'prompt', 'size': 32, 'seed': 1, 'status': 'done', 'ledger': ledger}
+    folder = write(tmp_path / 'n32-seed1', CONFIG, {'cost': COST}, trial=trial)
+    assert run_records.read(folder)['flops'] == flops
 
 
 def test_runs_of_an_older_version():
