@@ -306,10 +306,11 @@ def _line(row: Row, task: TaskConfig, template: str, classes: Sequence[str]) -> 
     """The fields of a written row."""
     value = row.fields.get(task.label)
     label = classes[class_id(value, tuple(classes), row.place)]
-    # A template has texts, and a label may be true or 1.0.
-    named = row._replace(fields=row.fields | {task.label: label})
+    read = [text_of(row, field) for field in task.text]
+    # A template has texts: a text may be null, and a label true or 1.0.
+    named = row._replace(fields=row.fields | dict(zip(task.text, read)) | {task.label: label})
     prompt, completion = rendered(named, template, task.label, label)
-    texts = {name: text_of(row, field) for name, field in zip(('text', 'text2'), task.text)}
+    texts = dict(zip(('text', 'text2'), read))
     # Of a pair for preferences, the rejected side is another class, which depends on the text alone.
     others = [name for name in classes if name != label]
     other = others[int(hash_unit('rejected', ' '.join(texts.values())) * len(others))]

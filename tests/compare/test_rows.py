@@ -52,6 +52,20 @@ def test_a_file_with_boolean_labels_is_divided(tmp_path):
     assert task.classes == ('false', 'true') and {row.fields['label'] for row in task.train} == {'false', 'true'}
 
 
+def test_a_field_of_a_pair_that_is_null_is_an_empty_text(tmp_path):
+    lines = [{'subject': None if i % 2 else f'{i}', 'body': f'{i} cats', 'animal': CLASSES[i % 3]} for i in range(60)]
+    config = make_config(tmp_path)
+    config.task.text = ('subject', 'body')
+    written = []
+    for name in ('null', 'empty'):
+        own = [line | {'subject': line['subject'] or ('' if name == 'empty' else None)} for line in lines]
+        (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in own), encoding='utf-8')
+        task = rows.divide(config, tmp_path / name)
+        listed = [*task.train, *task.selection, *rows.read(tmp_path / name / 'test.jsonl')]
+        written.append({row.fields['place']: row.fields for row in listed})
+    assert written[0] == written[1] and any(fields['prompt'].startswith('\n') for fields in written[0].values())
+
+
 def texts(listed):
     return [row.fields['text'] for row in listed]
 
