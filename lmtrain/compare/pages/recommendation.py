@@ -123,7 +123,7 @@ def _accuracy(results: Results, arm: str, choice: Choice) -> str:
     entry = values.summary(results, arm, choice.size)
     name = '' if arm == choice.arm else f'{arm}: '
     parts = [f'{name}{percent(entry["accuracy"])} (95 % interval {interval(entry.get("interval"))})']
-    if seeds := entry.get('seeds'):
+    if (seeds := entry.get('seeds')) and entry['size']:  # an arm of size 0 reads no training rows
         parts.append(
             f'mean over {terminal.counted(seeds, "seed")}'
             if seeds > 1

@@ -170,6 +170,13 @@ def test_arm_without_rows_takes_part_at_every_size(comparison):
     results['arms']['zero'] = {'kind': 'prompt', 'status': 'done'}
     advice = recommend(results)
     assert advice.choice.size == 512 and advice.choice.undecided == ('zero',)  # not tested against it
+    entry |= {'accuracy': 0.95, 'interval': [0.92, 0.98]}
+    assert dict(recommend(results).evidence)['Accuracy'] == '95.0 % (95 % interval 92.0 to 98.0 %), 200 test rows'
+
+
+def test_interval_of_one_seed_leaves_out_other_training_rows(comparison):
+    evidence = dict(recommend(comparison(arms={'prompt': PROMPT, 'lora': TRAIN}, seeds=(1,))).evidence)
+    assert ', one seed, so that the interval leaves out other training rows, ' in evidence['Accuracy']
 
 
 @pytest.mark.parametrize('field', ['p', 'p_holm', 'detectable', 'interval', 'p_equivalent_holm', 'rows_to_decide'])
