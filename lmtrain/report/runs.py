@@ -65,7 +65,7 @@ def select(records: Sequence[Record], conditions: Sequence[str]) -> list[Record]
     """
     result = list(records)
     for condition in conditions:
-        match = re.fullmatch(r'\s*([\w.]+)\s*(<=|>=|!=|<|>|=)\s*(.*?)\s*', condition)
+        match = re.fullmatch(r'\s*([\w./-]+)\s*(<=|>=|!=|<|>|=)\s*(.*?)\s*', condition)
         if not match:
             raise InputError(f'{condition!r} is no condition: FIELD=VALUE, or one of != < <= > >= in place of =')
         name, symbol, limit = field(match[1], records), match[2], _value(match[3])

@@ -117,6 +117,13 @@ def test_conditions_with_errors(records, condition, message):
         runs.select(records, [condition])
 
 
+def test_names_of_scores_may_have_slashes_and_hyphens(records):
+    for value, one in zip((0.4, 0.6, -1.0), records, strict=True):
+        one |= {'rewards/accuracies': value, 'validation.pass-at-1': value}
+    assert names(runs.select(records, ['rewards/accuracies>0.5'])) == ['n8']
+    assert names(runs.select(records, ['validation.pass-at-1=-1', 'pass-at-1<-0.5'])) == ['n128']
+
+
 def test_field_by_its_last_part(records):
     assert runs.field('method', records) == 'adapt.method'
     assert runs.field('loss', records) == 'loss'
