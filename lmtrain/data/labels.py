@@ -80,10 +80,17 @@ def _folded(name: str) -> str:
 def class_names(labels: Iterable[tuple[str, Any]]) -> tuple[str, ...]:
     """The names of the classes among (place, label): integers in their order (1.0 is 1), else sorted.
 
+    If a truth value has several spellings, the names are 'true' and 'false'; else they are as written.
+
     >>> class_names([('a.csv:2', 10), ('a.csv:3', 9.0), ('a.csv:4', '10')])
     ('9', '10')
+    >>> class_names([('a.jsonl:1', True), ('a.jsonl:2', 'True'), ('a.jsonl:3', 'No')])
+    ('No', 'true')
     """
     names = {name_of(value, place) for place, value in labels}
+    truths = [truth for name in names if (truth := _truth(name))]
+    if len(truths) > len(set(truths)):
+        names = {_truth(name) or name for name in names}
     whole = {_whole(name) for name in names}
     return tuple(sorted(names)) if '' in whole else tuple(sorted(whole, key=int))
 

@@ -25,6 +25,15 @@ def test_classes_are_sorted_numbers_as_numbers():
     assert class_names(of(True, False)) == ('false', 'true')
 
 
+def test_truth_values_in_several_spellings_are_two_classes():
+    assert class_names(of(True, 'True', False, 'false')) == ('false', 'true')
+    assert class_names(of('TRUE', 'true', 'False')) == ('false', 'true')
+    assert class_names(of('True', 'False')) == ('False', 'True')  # as they are written
+    names = class_names(of(True, 'True', False, 'false', 'unknown'))
+    assert names == ('false', 'true', 'unknown')
+    assert [class_id(value, names, '') for value in (True, 'True', False, 'false', 'FALSE')] == [1, 1, 0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ('value', 'names', 'expected'),
     [
