@@ -140,7 +140,9 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     if not costs:
         raise next(iter(diverged.values()))
     result = selection.outcome(selection.choose(tried), tried, len(comparison.task.selection))
-    result['selection'] |= {'diverged': list(diverged)} if diverged else {}
+    # Of a sweep, a member that diverged has no loss; of rates one after another, its run has ended without one.
+    unusable = {each['learning_rate'] for each in tried if each['loss'] is None} | set(diverged)
+    result['selection'] |= {'diverged': sorted(unusable)} if unusable else {}
     chosen = result['chosen']
     loaded = load(comparison, trial, chosen)
     predict = predictor(comparison, trial, loaded, chosen)

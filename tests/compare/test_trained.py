@@ -117,6 +117,21 @@ def test_a_rate_that_diverges_fails_no_other_rate_of_a_trial(small):
     assert record['ledger']['device_seconds'] > sum(cost['device_seconds'] for cost in own)
 
 
+def test_a_member_of_a_sweep_that_diverges_is_reported(small):
+    def change(config):
+        one_after_another(1e-2, 1e12, 1e-3)(config)
+        config.compare.arms.full.vectorised = True
+
+    shared, [arm] = small('member_diverges', ('full',), change, sizes=(16,))
+    [trial] = trials.listed(shared, [arm])
+    record = trials.run(shared, trial, trained.run)
+    assert record['status'] == 'done', record['reason']
+    assert record['selection']['diverged'] == [1e12] and record['chosen']['learning_rate'] != 1e12
+    cost = read_json_object(shared.folder / trial.folder / 'results.json')['cost']
+    # All members are computed to the end: the cost is divided by three, and two are charged to the selection.
+    assert record['ledger']['train_flops'] == pytest.approx(cost['executed_flops'] / 3)
+
+
 def test_a_trial_whose_rates_all_diverge_has_failed_for_good(small):
     shared, [arm] = small('all_diverge', ('full',), one_after_another(1e12, 1e13), sizes=(4,))
     [trial] = trials.listed(shared, [arm])
