@@ -31,7 +31,7 @@ from lmtrain.training import train as training
 from lmtrain.training.load import LoadedModel
 
 ROUND = 16  # tokens, to which the length of a batch is rounded up
-MAX_EVALUATIONS = 10  # of a budget that is not in steps
+MAX_EVALUATIONS = 10  # of a budget that is not in steps: how many of its last evaluated steps can be chosen
 # The texts of a row that a task reads together, each by the names of its fields: of a head, of an answer as text, of
 # both sides of a pair, and of a policy without its answer.
 HEAD, ANSWER, PROMPT = (('text', 'text2'),), (('prompt', 'completion'),), (('prompt',),)
@@ -55,8 +55,9 @@ def recipe(comparison: Comparison, trial: Trial) -> ml_collections.ConfigDict:
         if own.budget[unit]:
             own.budget[unit] *= max(len(own.sweep.learning_rates), 1)
     steps = own.budget.steps or every * MAX_EVALUATIONS
-    own.checkpoint.every_steps = every  # every evaluated step can be chosen
-    own.checkpoint.keep_last, own.checkpoint.keep_best = -(-steps // every), 0
+    own.checkpoint.every_steps = every
+    # Every evaluated step can be chosen; of a budget that is not in steps the last ones, and the best of the run.
+    own.checkpoint.keep_last, own.checkpoint.keep_best = -(-steps // every), int(not own.budget.steps)
     own.sample.prompts = ()
     if TASKS[own.task.name].has_classes:
         own.task.labels = task.classes

@@ -8,7 +8,7 @@ import pytest
 
 from lmtrain.compare import choice_scores, measures, prompted, trained, trials
 from lmtrain.cost import ledger
-from lmtrain.files import read_json_object
+from lmtrain.files import read_json_lines, read_json_object
 from lmtrain.runtime import lifecycle
 
 
@@ -211,6 +211,25 @@ def test_answers_without_demonstrations_are_not_compared_by_contrast(small, monk
     monkeypatch.setattr(trained.selection, 'choose', last)
     assert trained._fitted(shared, by_arm['lora_text'], shared.model)['score'] == score
     assert prompted._candidates(shared, by_arm['few_shot'])[-1]['score'] == score
+
+
+def test_the_best_step_of_a_budget_in_flops_is_a_candidate_though_many_steps_follow(small, monkeypatch):
+    """The rate rises until it makes the loss worse by far."""
+
+    def change(config):
+        config.compare.arms.full.learning_rates = (0.1,)
+        config.schedule.name, config.schedule.start, config.schedule.warmup = 'constant', 1e-3, 0.9
+        config.budget.steps, config.budget.flops, config.evaluate.every_steps = None, 2.2e8, 1
+
+    monkeypatch.setattr(trained, 'MAX_EVALUATIONS', 2)
+    shared, [arm] = small('best_step', ('full',), change, sizes=(16,))
+    [trial] = trials.listed(shared, [arm])
+    record = trials.run(shared, trial, trained.run)
+    assert record['status'] == 'done', record['reason']
+    lines = read_json_lines(shared.folder / trial.folder / 'metrics.jsonl')
+    losses = {line['step']: line['validation_loss'] for line in lines if 'validation_loss' in line}
+    best, steps = min(losses, key=losses.get), sorted(losses)
+    assert best < steps[-2] and {each['step'] for each in record['selection']['candidates']} == {best, *steps[-2:]}
 
 
 def test_seconds_of_the_choice_are_part_of_the_creation(small, monkeypatch):
