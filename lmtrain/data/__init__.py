@@ -30,6 +30,7 @@ COLUMNS
   margin       [B, S] float32  by how much a chosen text should be better, at its segment
   ref_logprob  [B, T] float32  log-probability of each target under the reference model, in nats
   old_logprob  [B, T] float32  log-probability of each target when it was sampled; 0 outside of completions
+  first        [B]    float32  1 in the first step after the completions were sampled, by the same parameters; else 0
   temperature  [B]    float32  at which completions were sampled, if it is not 1: divides the logits
   advantages   [B, T] float32  of each target; 0 outside of completions
   returns      [B, T] float32  what the value head learns
@@ -52,8 +53,8 @@ TASK                 COLUMNS besides tokens, positions, row, segment_ids
                      and objective.reference is 'cached'
   unpaired           targets, loss_mask [B, T], scored, labels float32, label_weights [B, S], S = 2 task.group: texts
                      and, after each, its prompt with the completion of another row; ref_logprob as in preference
-  policy             targets, loss_mask, old_logprob, advantages [B, T]; ref_logprob if the objective has a KL weight
-                     or only added leaves are trained; temperature [B] if policy.temperature is not 1
+  policy             targets, loss_mask, old_logprob, advantages [B, T]; first [B]; ref_logprob if the objective has a
+                     KL weight or only added leaves are trained; temperature [B] if policy.temperature is not 1
   ppo                those of policy, and returns, old_values [B, T]
 
 In evaluation, text and chat also have bytes. token_types is absent if the tokenizer does not distinguish the two texts.
@@ -77,7 +78,7 @@ from lmtrain.data.tokenizers.load import load_tokenizer
 COLUMNS = (
     'tokens', 'segment_ids', 'positions', 'targets', 'loss_mask', 'row', 'select', 'labels', 'label_weights', 'spans',
     'token_types', 'scored', 'margin', 'ref_logprob', 'old_logprob', 'advantages', 'returns', 'old_values',
-    'temperature', 'adapter', 'branches', 'bytes',
+    'first', 'temperature', 'adapter', 'branches', 'bytes',
 )  # fmt: skip
 
 __all__ = [

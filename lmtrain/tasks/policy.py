@@ -1,8 +1,8 @@
 """Policy gradients on sampled completions: GRPO with its variants, and REINFORCE leave-one-out.
 
 Rows are prompts. `training/rollouts.py` samples completions of them, scores these, and makes the batches: columns of
-'chat', whose loss_mask is 1 at the tokens of the completion, and float32 [B, T] `old_logprob`, `advantages` and, with a
-reference model, `ref_logprob`.
+'chat', whose loss_mask is 1 at the tokens of the completion, float32 [B, T] `old_logprob`, `advantages` and, with a
+reference model, `ref_logprob`, and float32 [B] `first`, see `log_ratios`.
 """
 
 import dataclasses
@@ -45,7 +45,8 @@ def grpo(
     Args:
       forward: Batch -> {head: Array}; reads `logprob` [B, T].
       batch: columns `old_logprob`, `advantages`, `loss_mask` and, with a reference model (kl_weight is not 0, or only
-        added leaves are trained), `ref_logprob`; all float32 [B, T]. `segment_ids` divide a row into sequences.
+        added leaves are trained), `ref_logprob`; all float32 [B, T]. `first`: see `log_ratios`. `segment_ids` divide a
+        row into sequences.
       clip_high: larger than `clip_low` is clip-higher (DAPO, Yu et al. 2025, arXiv 2503.14476, equation 10).
       kl_estimator: 'k1' | 'k2' | 'k3', see `advantages.estimate_kl`.
       aggregation: 'grpo' averages over the tokens of a sequence, then over sequences; 'dapo' over all tokens (arXiv
@@ -56,16 +57,16 @@ def grpo(
       max_tokens: limit of a completion, for 'dr_grpo'.
 
     Returns:
-      ({'loss', 'entropy', 'kl' if there is a reference, and what `clipped` logs}, weights), each [B, T]. The entropy is
-      estimated by -log p of the sampled tokens.
+      ({'loss', 'entropy', 'scorer_gap', 'kl' if there is a reference, and what `clipped` logs}, weights), each [B, T].
+      The entropy is estimated by -log p of the sampled tokens.
     """
     logprob, mask = forward(batch)['logprob'], batch['loss_mask']
-    log_ratio = jnp.where(mask > 0, logprob - batch['old_logprob'], 0.0)
+    log_ratio, gap = log_ratios(logprob, batch)
     length = per_sequence(mask, batch)
     if ratio == 'sequence':
         log_ratio = per_sequence(log_ratio, batch) / jnp.maximum(length, 1.0)
     loss, values = clipped(log_ratio, batch['advantages'], clip_low, clip_high)
-    values |= {'entropy': -logprob}
+    values |= {'entropy': -logprob, 'scorer_gap': gap}
     if 'ref_logprob' in batch:
         values['kl'] = kl = reference_kl(logprob, batch, kl_estimator)
         loss = loss + kl_weight * kl if kl_weight else loss
@@ -86,12 +87,26 @@ def rloo(forward, batch, *, clip_low: float = 0.2, clip_high: float = 0.2, kl_es
     is set; 'k1' is the estimator of the paper.
     """
     logprob, mask = forward(batch)['logprob'], batch['loss_mask']
-    log_ratio = per_sequence(jnp.where(mask > 0, logprob - batch['old_logprob'], 0.0), batch)
+    log_ratio, gap = log_ratios(logprob, batch)
+    log_ratio = per_sequence(log_ratio, batch)
     loss, values = clipped(log_ratio, batch['advantages'], clip_low, clip_high)
-    values |= {'entropy': -logprob}
+    values |= {'entropy': -logprob, 'scorer_gap': gap}
     if 'ref_logprob' in batch:
         values['kl'] = reference_kl(logprob, batch, kl_estimator)
     return {'loss': loss} | values, mask / jnp.maximum(per_sequence(mask, batch), 1.0)
+
+
+def log_ratios(logprob, batch):
+    """(log p - log p_old, |log p - old_logprob| in the first step of a rollout), each [B, T], 0 outside of the mask.
+
+    `first` [B] is 1 in the rows of the first step after a rollout, whose parameters are those that sampled. There p_old
+    is p itself without a gradient, as in TRL (`per_token_logps.detach()`), so that the ratio is exactly 1:
+    `old_logprob` is of another compiled program (`rollouts.scorer`), whose rounding differs in bfloat16.
+    """
+    inside, first = batch['loss_mask'] > 0, batch['first'][:, None] > 0
+    old = jnp.where(first, jax.lax.stop_gradient(logprob), batch['old_logprob'])
+    gap = jnp.where(inside & first, jnp.abs(logprob - batch['old_logprob']), 0.0)
+    return jnp.where(inside, logprob - old, 0.0), gap
 
 
 def clipped(log_ratio, advantages, clip_low: float, clip_high: float):

@@ -35,11 +35,12 @@ def loss(
     """
     outputs, mask = forward(batch), batch['loss_mask']
     logprob, value = outputs['logprob'], outputs[VALUE][..., 0]
-    log_ratio = jnp.where(mask > 0, logprob - batch['old_logprob'], 0.0)
+    log_ratio, gap = policy.log_ratios(logprob, batch)
     policy_loss, values = policy.clipped(log_ratio, batch['advantages'], clip_low, clip_high)
     limited = batch['old_values'] + jnp.clip(value - batch['old_values'], -value_clip, value_clip)
     error = jnp.maximum((value - batch['returns']) ** 2, (limited - batch['returns']) ** 2)
     values |= {'policy_loss': policy_loss, 'value_loss': 0.5 * error, 'entropy': -logprob}
+    values |= {'scorer_gap': gap}
     if 'ref_logprob' in batch:
         values['kl'] = policy.reference_kl(logprob, batch, kl_estimator)
     return {'loss': policy_loss + value_weight * values['value_loss']} | values, mask

@@ -15,7 +15,7 @@ def empty(run) -> dict[str, np.ndarray]:
     batch |= {name: np.zeros((rows, T), np.float32) for name in run.task.columns if name not in absent | set(batch)}
     if run.config.policy.temperature != 1:
         batch['temperature'] = np.ones(rows, np.float32)
-    return batch | {'row': np.arange(rows, dtype=np.int32)}
+    return batch | {'row': np.arange(rows, dtype=np.int32), 'first': np.zeros(rows, np.float32)}
 
 
 def has_reference(run) -> bool:

@@ -201,7 +201,8 @@ class Rollouts:
         """(step, place(batch)) of the next step; begins with a rollout if the last one is used up."""
         config, step = self.run.config, self.step
         number, index = divmod(step, self.run.steps_per_rollout)
-        if self._columns is None or index == 0:
+        sampled = self._columns is None or index == 0
+        if sampled:
             begun = time.monotonic()
             self._columns = self._rollout(state, number)
             self.waited += time.monotonic() - begun
@@ -210,8 +211,9 @@ class Rollouts:
         order = hash_rng.permutation(size, config.seed, hash_rng.MINIBATCH, number, epoch)
         rows = order[first : first + batch_size]
         batch = {name: column[rows] for name, column in self._columns.items()}
+        batch |= {'row': np.arange(batch_size, dtype=np.int32), 'first': np.full(batch_size, sampled, np.float32)}
         self.step += 1
-        return step, self.place(batch | {'row': np.arange(batch_size, dtype=np.int32)})
+        return step, self.place(batch)
 
     def close(self) -> None:
         """Nothing runs in the background."""

@@ -96,7 +96,7 @@ def completions_of(padded, rng):
     columns |= {'loss_mask': padded(mask.astype(np.float32), 0)}
     for key, mean in (('old_logprob', -2), ('ref_logprob', -2), ('advantages', 0), ('returns', 0), ('old_values', 0)):
         columns[key] = padded(rng.normal(mean, 1, (B, T)).astype(np.float32), 0)
-    return columns
+    return columns | {'first': (np.arange(B) % 2).astype(np.float32)}
 
 
 def pairs_of(name, padded, rng):

@@ -37,6 +37,7 @@ def mean(loss, logprob, batch, **settings):
 
 def batch_of(advantages, columns=('old_logprob', 'ref_logprob')):
     batch = {name: INPUTS[name] for name in columns} | {'loss_mask': INPUTS['mask'], 'advantages': advantages}
+    batch |= {'first': np.zeros(len(INPUTS['mask']), np.float32)}
     return batch | {'segment_ids': np.ones(INPUTS['mask'].shape, np.int32)}
 
 
@@ -95,7 +96,7 @@ def wide(pad_left=0, pad_right=0):
     batch |= {'old_values': rng.normal(size=INPUTS['mask'].shape).astype(np.float32)}
 
     def padded(x, filling):
-        return np.pad(x, ((0, 0), (pad_left, pad_right)), constant_values=filling)
+        return np.pad(x, ((0, 0), (pad_left, pad_right)), constant_values=filling) if x.ndim > 1 else x
 
     filling = {'loss_mask': 0, 'segment_ids': 0, 'old_logprob': -9, 'ref_logprob': -0.5}
     return padded(INPUTS['logprob'], -3), {name: padded(x, filling.get(name, 2)) for name, x in batch.items()}
@@ -120,7 +121,8 @@ def test_padding_on_either_side_changes_nothing(name):
 def test_packing_changes_nothing(name):
     """Row i and row i + 4 become one row of two sequences."""
     logprob, batch = wide()
-    packed = {column: np.concatenate([x[:4], x[4:]], axis=1) for column, x in batch.items()}
+    packed = {column: np.concatenate([x[:4], x[4:]], axis=1) for column, x in batch.items() if x.ndim > 1}
+    packed['first'] = batch['first'][:4]
     packed['segment_ids'] = np.concatenate([batch['segment_ids'][:4], 1 + batch['segment_ids'][4:]], axis=1)
     value, gradient = reduced(name, logprob, batch)
     packed_value, packed_gradient = reduced(name, np.concatenate([logprob[:4], logprob[4:]], axis=1), packed)
@@ -164,12 +166,27 @@ def test_policy_that_sampled_has_ratio_one_and_the_gradient_of_reinforce():
     np.testing.assert_allclose(gradient, -batch['advantages'] * batch['loss_mask'] / len(logprob), atol=1e-6)
 
 
+@pytest.mark.parametrize('name', LOSSES)
+def test_first_step_of_a_rollout_has_ratio_one_whatever_another_program_rounds(name):
+    """As TRL: its loss and gradient are those with log p as `old_logprob`, whose distance from log p is logged."""
+    logprob, batch = wide()
+    expected = reduced(name, logprob, batch | {'old_logprob': logprob})
+    first = batch | {'first': np.ones(len(logprob), np.float32)}
+    for got, whole in zip(reduced(name, logprob, first), expected, strict=True):
+        np.testing.assert_allclose(got, whole, rtol=1e-6, atol=1e-7)
+    values, weight = sums(LOSSES[name], logprob, first)
+    assert float(values['ratio_deviation']) == 0.0 and float(values['scorer_gap'] / weight) > 0.1
+    values, _ = sums(LOSSES[name], logprob, batch)
+    assert float(values['ratio_deviation']) > 0.0 and float(values['scorer_gap']) == 0.0
+
+
 @pytest.mark.parametrize(
     'advantage, ratio, moves', [(1, 1.5, False), (1, 0.5, True), (-1, 0.5, False), (-1, 1.5, True)]
 )
 def test_clip_ends_the_gradient_only_where_the_objective_would_go_on(advantage, ratio, moves):
     batch = {'old_logprob': np.full((1, 1), -1.0, np.float32), 'loss_mask': np.ones((1, 1), np.float32)}
     batch |= {'advantages': np.full((1, 1), advantage, np.float32), 'segment_ids': np.ones((1, 1), np.int32)}
+    batch |= {'first': np.zeros(1, np.float32)}
     logprob = np.full((1, 1), -1.0 + np.log(ratio), np.float32)
     gradient = jax.grad(lambda x: mean(grpo, x, batch))(logprob)
     assert bool(gradient.any()) == moves
@@ -181,7 +198,7 @@ def test_value_loss_is_the_larger_of_two_errors():
     """V = -0.3, clipped to V_old - 0.1 = 0.4: with return 1 max(1.3^2, 0.6^2) / 2, with -1 max(0.7^2, 1.4^2) / 2."""
     one = np.ones((1, 2), np.float32)
     batch = {'old_logprob': -one, 'loss_mask': one, 'advantages': 0 * one, 'segment_ids': np.ones((1, 2), np.int32)}
-    batch |= {'returns': np.array([[1, -1]], np.float32), 'old_values': 0.5 * one}
+    batch |= {'returns': np.array([[1, -1]], np.float32), 'old_values': 0.5 * one, 'first': np.zeros(1, np.float32)}
     values, _ = LOSSES['ppo'](lambda batch: {'logprob': -one, 'value': -0.3 * one[..., None]}, batch)
     np.testing.assert_allclose(values['value_loss'][0], [1.3**2 / 2, 1.4**2 / 2], rtol=1e-6)
     np.testing.assert_allclose(values['loss'], 0.5 * values['value_loss'], rtol=1e-6)
