@@ -16,6 +16,9 @@ import sys
 import threading
 import traceback
 
+# How names of parameters begin that are clearly completions, and clearly prompts.
+WRITTEN, READ = ('completion', 'response', 'output', 'generat', 'answer'), ('prompt', 'question', 'quer', 'input')
+
 
 def main(file: str) -> None:
     requests, replies = os.fdopen(os.dup(0), encoding='utf-8'), os.fdopen(os.dup(1), 'w', encoding='utf-8')
@@ -30,16 +33,16 @@ def main(file: str) -> None:
         replies.flush()
 
     try:
-        function, takes_rows = load(file)
+        name, call = load(file)
     except BaseException as error:  # also SystemExit of the file
         reply({'error': str(error) if isinstance(error, LookupError) else describe(error, file)})
         return
-    reply({'function': function.__name__})
+    reply({'function': name})
     while True:
         request = json.loads(lines.get())
         try:
-            arguments = (request['prompts'], request['completions'], request['rows'])
-            reply(check(function(*arguments[: 3 if takes_rows else 2]), len(request['completions'])))
+            prompts, completions, rows = request['prompts'], request['completions'], request['rows']
+            reply(check(call(prompts, completions, rows), len(completions)))
         except BaseException as error:
             reply({'error': describe(error, file)})
 
@@ -52,7 +55,10 @@ def _read(requests, lines) -> None:
 
 
 def load(file: str):
-    """(the function of a reward file, whether it takes rows). Raises LookupError if there is none of the signature."""
+    """(the name of the function of a reward file, (prompts, completions, rows) -> what it returns).
+
+    Raises LookupError if there is no function, or one of another signature.
+    """
     sys.dont_write_bytecode = True  # beside the user's file
     sys.path.insert(0, str(pathlib.Path(file).parent))
     loader = importlib.machinery.SourceFileLoader('reward_file', file)  # whatever the ending of its name
@@ -72,17 +78,42 @@ def load(file: str):
             f'expected one function (prompts, completions) -> rewards, or one called reward; there are: {names}'
         )
     function = own['reward'] if 'reward' in own else next(iter(own.values()))
+    return function.__name__, _caller(function)
+
+
+def _caller(function):
+    """(prompts, completions, rows) -> what the function returns, with `rows` if it takes them. Raises LookupError."""
     signature = inspect.signature(function)
-    for takes_rows in (False, True):
-        try:
-            signature.bind(*[()] * (3 if takes_rows else 2))
-            return function, takes_rows
-        except TypeError:
-            continue
-    raise LookupError(
+    expected = (
         f'{function.__name__}{signature} must take (prompts, completions), or (prompts, completions, rows): lists of '
         'texts, and the fields of their rows'
     )
+    parameters = list(signature.parameters.values())
+    places = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    if _swapped([each.name for each in places[:2]]):
+        raise LookupError(f'{expected}; the names of its parameters say that completions come first')
+    options = {'rows'} & {each.name for each in parameters if each.kind == each.KEYWORD_ONLY}
+    third = places[2] if len(places) > 2 else None  # with a default of its own, such as scale=0.5, it is a setting
+    takes_rows = third and (third.name.startswith('row') or third.default is None or third.default is third.empty)
+    count = 3 if takes_rows else 2
+    try:
+        signature.bind(*[()] * count, **dict.fromkeys(options))
+    except TypeError:
+        raise LookupError(expected) from None
+    return lambda prompts, completions, rows: function(
+        *(prompts, completions, rows)[:count], **dict.fromkeys(options, rows)
+    )
+
+
+def _swapped(names) -> bool:
+    """Whether the names of the first two parameters say that completions come first. Other names say nothing.
+
+    >>> _swapped(['completions', 'answer']), _swapped(['answers', 'questions']), _swapped(['x', 'y'])
+    (True, True, False)
+    """
+    first, second = ([*(name.strip('_').lower() for name in names), '', ''])[:2]
+    swapped = first.startswith(WRITTEN) and second.startswith(READ)
+    return swapped or first.startswith('completion') or second.startswith('prompt')
 
 
 def check(values, count: int):

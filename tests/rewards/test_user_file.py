@@ -37,6 +37,9 @@ def reward(tmp_path):
         'import numpy\ndef length(p, c): return numpy.array([1, 2], numpy.float32)',
         'def length(p, c):\n  import os, sys\n  print("noise"); sys.stdout.flush(); os.write(1, b"{}"); return [1, 2]',
         'import sys\ndef length(p, c): return [1, 2] if sys.stdin.read() == "" else [0, 0]',
+        'def length(questions, answers): return [len(text) for text in answers]',
+        'def length(inputs, texts, scale=1.0): return [scale * len(text) for text in texts]',
+        'def length(x, y, scale=1.0, *, rows=None): return [scale * len(text) * len(rows) / 2 for text in y]',
     ],
 )
 def test_a_function_of_prompts_and_completions(reward, source, capfd):
@@ -49,8 +52,10 @@ def test_any_ending_of_the_name_will_do(reward):
     assert reward('def length(prompts, completions): return [3, 4]', name='own.reward')(*BATCH) == [3.0, 4.0]
 
 
-def test_rows_are_the_third_argument(reward):
-    score = reward('def equal(p, c, rows): return [x == row["answer"] for x, row in zip(c, rows)]')
+@pytest.mark.parametrize('parameters', ['rows', 'rows=None', 'rows=()', 'r=None', '*, rows', '*, rows=None'])
+def test_rows_are_the_third_argument(reward, parameters):
+    name = parameters.removeprefix('*, ').split('=')[0]
+    score = reward(f'def equal(p, c, {parameters}): return [x == row["answer"] for x, row in zip(c, {name})]')
     assert score(*BATCH) == [1.0, 0.0]
 
 
@@ -59,6 +64,16 @@ def test_rows_are_the_third_argument(reward):
     [
         ('def f(prompts): pass', r'f\(prompts\) must take \(prompts, completions\)'),
         ('def f(p, c, *, key): pass', 'must take'),
+        ('def f(p, c, rows, key): pass', 'must take'),
+        ('def f(completions, **kwargs): pass', r'f\(completions, \*\*kwargs\) must take \(prompts, completions\)'),
+        (
+            'def reward(completions, prompts): pass',
+            r'reward\(completions, prompts\) must take \(prompts, completions\).* completions come first',
+        ),
+        ('def f(completions, answer): pass', r'f\(completions, answer\) must take .* completions come first'),
+        ('def f(texts, prompts): pass', 'completions come first'),
+        ('def f(_completions, c, rows): pass', 'completions come first'),
+        ('def f(answers, questions): pass', 'completions come first'),
         ('x = 1', 'expected one function .* there are: none'),
         ('def f(p, c): pass\ndef g(p, c): pass', 'or one called reward; there are: f, g'),
         ('def f(p, c)', 'SyntaxError'),
