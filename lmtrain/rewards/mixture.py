@@ -57,7 +57,7 @@ class RewardFunction:
           prompts, completions: [N] texts.
           rows: [N] fields of the row of each prompt.
 
-        Raises InputError if the first call of a user's file fails; later failures are counted.
+        Raises InputError if the first call of a user's file fails and `build` was strict; other failures are counted.
 
         >>> exact = verifiers.VERIFIERS['exact'](verifiers.VerifierSettings('answer', '', Limits(1.0, 64)))
         >>> reward = RewardFunction({'exact': exact}, {'exact': 2.0})
@@ -108,7 +108,11 @@ def _worst(scores: Iterable[float], weight: float) -> float:
 
 
 def build(
-    reward: Mapping[str, Any], *, root: str = '', open_model: Callable[[str], model_reward.ScoreTexts] | None = None
+    reward: Mapping[str, Any],
+    *,
+    root: str = '',
+    open_model: Callable[[str], model_reward.ScoreTexts] | None = None,
+    strict: bool = True,
 ) -> RewardFunction:
     """The reward that config.reward describes.
 
@@ -117,6 +121,7 @@ def build(
       root: config.data.root, the start of relative paths.
       open_model: opens the folder of a reward model; it loads a run, which modules above this one do. None: the caller
         takes no reward model.
+      strict: see `user_file.reward`; False for what continues an earlier start.
 
     Raises InputError naming the field, before anything compiles.
     """
@@ -129,7 +134,8 @@ def build(
     with contextlib.ExitStack() as stack:
         for name in weights:
             if name == 'file':
-                parts[name] = user_file.reward(local_path(reward['file'], 'config.reward.file', root), limits.seconds)
+                file = local_path(reward['file'], 'config.reward.file', root)
+                parts[name] = user_file.reward(file, limits.seconds, strict)
             elif name == 'model':
                 folder = str(local_path(reward['model'], 'config.reward.model', root))
                 if not open_model:

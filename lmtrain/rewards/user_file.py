@@ -111,11 +111,12 @@ class Worker:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def reward(file: Path, seconds: float) -> Reward:
+def reward(file: Path, seconds: float, strict: bool = True) -> Reward:
     """The reward of a file with one function (prompts, completions) -> rewards, or with `rows` as a third argument.
 
     A call that raises, takes longer than `seconds`, ends its process, or returns another number of rewards is a failure
-    of all its completions; the first call raises InputError instead, since nothing is lost by then.
+    of all its completions. If `strict`, the first call raises InputError instead, since nothing is lost by then. A run
+    that is resumed is not strict: the call may be one that an uninterrupted run would count.
 
     Raises InputError if the file is missing, cannot be imported, or has no such function.
     """
@@ -126,20 +127,20 @@ def reward(file: Path, seconds: float) -> Reward:
         worker.start()
     except WorkerFailure as failure:
         raise InputError(f'{file}: {failure}') from None
-    succeeded = False
+    counted = not strict
 
     def score(prompts, completions, rows):
-        nonlocal succeeded
+        nonlocal counted
         try:
             values = worker.call(prompts, completions, rows, seconds)
         except WorkerFailure as failure:
-            if succeeded:
+            if counted:
                 return [str(failure)] * len(completions)
             worker.close()
             raise InputError(
                 f'{file}: the first call failed: {failure} (config.reward.seconds is the limit of a call)'
             ) from None
-        succeeded = True
+        counted = True
         return values
 
     return Reward(score, note=f'rewards of {file}', close=worker.close)

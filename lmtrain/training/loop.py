@@ -48,7 +48,7 @@ class Loop:
         self.meter = metrics.Meter(run.tokens_per_step, run.flops_per_step.total, run.peak_flops)
         self.to_devices, self.on_cpu = sharding.place(run.mesh), jax.default_backend() == 'cpu'
         self.eval_step = run.eval_step()
-        self.sampler = rollouts.Sampler(run, reward_scores.scorer) if run.task.on_policy else None
+        self.sampler = rollouts.Sampler(run, reward_scores.scorer, not self.step) if run.task.on_policy else None
         # The function (params, stopped) -> the held-out results, or None if it was stopped.
         if self.sampler:
             self.sampler.held_out_flops = self.sampled.get('evaluation_flops', 0.0)

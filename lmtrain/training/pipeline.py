@@ -24,6 +24,7 @@ from lmtrain.training import samples, sweep
 from lmtrain.training import train as training
 from lmtrain.training.checks import check_settings
 
+FINISHED = 'stage.json'
 MAX_TOKENS = 64  # of a completion that is scored, unless a policy among the stages samples longer ones
 # The measure of results.json that the table shows: the first of these that the stage has.
 MEASURES = ('accuracy', 'rewards/accuracies', 'reward', 'loss')
@@ -72,7 +73,8 @@ def run(name: str, configs: Mapping[str, Any], workdir) -> list[dict[str, Any]]:
     _prompts(rows, measured.task.text)  # raises
     sampled = [each.policy.max_tokens for each in configs.values() if TASKS[each.task.name].on_policy]
     max_tokens, results = max([MAX_TOKENS, *sampled]), []
-    with rewards.build(measured.reward, root=measured.data.root) as reward:
+    begun = any((workdir / stage.name / FINISHED).exists() for stage in stages)
+    with rewards.build(measured.reward, root=measured.data.root, strict=not begun) as reward:
         reward.check(rows)
         for stage in stages:
             results.append(_run_stage(stage, configs[stage.name], workdir, measured, rows, reward, max_tokens))
@@ -106,7 +108,7 @@ def _run_stage(
     folder = workdir / stage.name
     config = config.copy_and_resolve_references().unlock()
     settings = {field: repr(value) for field, value in files.flatten_fields(config.to_dict()).items()}
-    finished = folder / 'stage.json'
+    finished = folder / FINISHED
     if finished.exists():
         saved = files.read_json_object(finished)
         for field, value in saved['settings'].items():

@@ -137,14 +137,14 @@ class Sampler:
       held_out_flops: FLOPs of all completions that `held_out` has sampled, with their rewards.
     """
 
-    def __init__(self, run: Run, open_model: Callable | None = None):
+    def __init__(self, run: Run, open_model: Callable | None = None, strict: bool = True):
         """Builds the reward of config.reward, see `rewards.build`. Raises InputError naming the field.
 
-        open_model: (folder, fields of the prompt) -> a reward model, `reward_scores.scorer`.
+        open_model: (folder, fields of the prompt) -> a reward model, `reward_scores.scorer`. strict: see there.
         """
         self.run = run
         opened = open_model and functools.partial(open_model, text=tuple(run.config.task.text))
-        self.reward = rewards.build(run.config.reward, root=run.config.data.root, open_model=opened)
+        self.reward = rewards.build(run.config.reward, root=run.config.data.root, open_model=opened, strict=strict)
         self.held_out_flops = 0.0
 
     def close(self) -> None:

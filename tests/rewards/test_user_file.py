@@ -118,6 +118,14 @@ def test_a_fault_is_an_error_at_first_and_a_counted_failure_later(reward, fault,
     assert score(*BATCH) == [1.0, 2.0]
 
 
+def test_the_first_call_of_a_run_that_continues_is_a_counted_failure(tmp_path):
+    file = tmp_path / 'own.py'
+    file.write_text('def reward(p, c): raise KeyError("oh")', encoding='utf-8')
+    each = user_file.reward(file, 20.0, strict=False)
+    assert each.score(*BATCH) == ["KeyError: 'oh' (line 1)"] * 2
+    each.close()
+
+
 def test_single_entries_without_a_number(reward):
     score = reward('def f(p, c): return [None, [1]]')
     assert score(*BATCH) == ['returned None', 'list is not a number']

@@ -161,6 +161,42 @@ def test_completions_are_scored_as_long_as_a_policy_samples_them(trained, tmp_pa
     assert limits == [100, 100, 64, 64]
 
 
+def test_a_reward_file_that_fails_after_the_first_stage_is_counted_in_a_later_call_too(trained, tmp_path, monkeypatch):
+    """The first call of a process that continues a pipeline is not that of the pipeline."""
+    _, configs, _ = trained
+    fails, interrupted = tmp_path / 'fails', []
+    (tmp_path / 'own.py').write_text(
+        f'import pathlib\ndef reward(p, c):\n    if pathlib.Path({str(fails)!r}).exists(): raise KeyError("oh")\n'
+        '    return [1.0] * len(c)\n',
+        encoding='utf-8',
+    )
+    first = configs['first'].copy_and_resolve_references()
+    first.reward.update(verifier='', file=str(tmp_path / 'own.py'))
+
+    def train(own, to):
+        if to.name == 'second' and not interrupted:
+            interrupted.append(to)
+            raise KeyboardInterrupt
+        to.mkdir(parents=True, exist_ok=True)
+        return {'validation': {'loss': 1.0}, 'cost': {'steps': 1, 'seconds': 1.0}}
+
+    def score(model, rows, text, reward, max_tokens):
+        scored = reward(['p'], ['c'], [{}])
+        return {'greedy': float(scored.total[0]), 'sampled': 0.0, 'failures': scored.failures}
+
+    monkeypatch.setattr(pipeline.training, 'train', train)
+    monkeypatch.setattr(pipeline.loading, 'load_run', lambda *_: None)
+    monkeypatch.setattr(pipeline, 'score', score)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run('both', configs | {'first': first}, tmp_path / 'runs')
+    fails.touch()
+    results = pipeline.run('both', configs | {'first': first}, tmp_path / 'runs')
+    assert [each['greedy'] for each in results] == [1.0, 0.0]
+    assert results[1]['failures'] == {"file: KeyError: 'oh' (line 3)": 1}
+    with pytest.raises(InputError, match="the first call failed: KeyError: 'oh'"):
+        pipeline.run('both', configs | {'first': first}, tmp_path / 'another')
+
+
 def test_a_second_call_runs_nothing_again(trained, monkeypatch):
     folder, configs, results = trained
     monkeypatch.setattr(pipeline.training, 'train', lambda *_: pytest.fail('a finished stage was trained again'))

@@ -18,8 +18,9 @@ from lmtrain.cost.query import cache_bytes
 from lmtrain.errors import InputError
 from lmtrain.parallel import sharding
 from lmtrain.report.run_config import WrongRun
+from lmtrain.runtime import lifecycle
 from lmtrain.tasks.task import with_settings
-from lmtrain.training import init_from, pipeline, rollout_cost, rollouts, workdir
+from lmtrain.training import init_from, loop, pipeline, rollout_cost, rollouts, workdir
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
 
@@ -246,9 +247,6 @@ def test_budget_in_flops_ends_by_what_was_spent(config, folder, capsys):
 
 def test_signal_is_obeyed_between_two_rollouts(config, folder, monkeypatch):
     """A signal during the epochs of the first rollout: the run is saved after them, and resumes."""
-    from lmtrain.runtime import lifecycle
-    from lmtrain.training import loop
-
     log = loop.Loop.log
 
     def logged(self, step, *rest):
@@ -259,6 +257,34 @@ def test_signal_is_obeyed_between_two_rollouts(config, folder, monkeypatch):
     monkeypatch.setattr(loop.Loop, 'log', logged)
     with pytest.raises(lifecycle.RunEnded, match='step 4 is saved'):
         lmtrain.train(config, folder / 'signal')
+
+
+@pytest.mark.slow
+def test_run_resumes_where_its_reward_file_fails(config, folder, monkeypatch):
+    """The call of a process that follows a checkpoint is counted; that of a new run is an error."""
+    (folder / 'later.py').write_text(
+        'import pathlib\n'
+        f'def reward(p, c):\n    if pathlib.Path({str(folder / "fails")!r}).exists(): raise KeyError("oh")\n'
+        '    return [len(text) for text in c]\n',
+        encoding='utf-8',
+    )
+    config.reward.file, config.budget.steps, config.evaluate.every_steps = 'later.py', 8, 100
+    log = loop.Loop.log
+
+    def logged(self, step, *rest):
+        if step == 2:
+            self.signals.received = 'SIGTERM'
+        return log(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, 'log', logged)
+        with pytest.raises(lifecycle.RunEnded, match='step 4 is saved'):
+            lmtrain.train(config, folder / 'fails_later')
+    (folder / 'fails').touch()
+    lmtrain.train(config, folder / 'fails_later')
+    assert [line['reward_failures'] for line in lines(folder / 'fails_later') if 'reward_failures' in line][-1] == 16
+    with pytest.raises(InputError, match="the first call failed: KeyError: 'oh'"):
+        lmtrain.train(config, folder / 'fails_at_once')
 
 
 def test_rollout_is_a_function_of_seed_and_number():
