@@ -12,6 +12,8 @@ from lmtrain.errors import InputError, did_you_mean
 from lmtrain.files import flatten_fields
 from lmtrain.inference.demonstrations import ALL, SELECTORS
 from lmtrain.inference.prompt_search import SEARCHES
+from lmtrain.tasks import TASKS
+from lmtrain.training.checks import unread
 
 # The fields of each kind of arm in the config, beside kind and description.
 FIELDS = {
@@ -111,7 +113,10 @@ def instructions(arm: Arm, classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def recipe(config: ml_collections.ConfigDict, arm: Arm) -> ml_collections.ConfigDict:
-    """The recipe of an arm: the shared sections with its overrides; unlocked, without the section `compare`."""
+    """The recipe of an arm: the shared sections with its overrides; unlocked, without the section `compare`.
+
+    Shared settings of objectives have their defaults in arms whose objective does not read them.
+    """
     own = config.copy_and_resolve_references().unlock()
     del own.compare
     known = flatten_fields(own.to_dict())
@@ -127,4 +132,7 @@ def recipe(config: ml_collections.ConfigDict, arm: Arm) -> ml_collections.Config
             section[last] = value
         except TypeError as error:
             raise InputError(f'{place}: {field} = {value!r}: {error}') from None
+    if own.task.name in TASKS:
+        overridden = {field for field, _ in arm.settings.get('overrides', ())}
+        own.update_from_flattened_dict({field: x for field, x in unread(own).items() if field not in overridden})
     return own

@@ -13,7 +13,7 @@ from lmtrain.report import summary, terminal
 from lmtrain.tasks import TASKS
 from lmtrain.training import init_from, reference
 from lmtrain.training.build import build
-from lmtrain.training.checks import check_settings
+from lmtrain.training.checks import check_read, check_settings
 from lmtrain.training.resolve import resolve, with_stand_in_text
 from lmtrain.training.run import Run
 
@@ -26,6 +26,7 @@ def dry_run(config) -> str:
     A text or tokenizer that is missing is replaced by a placeholder of the same shape; the page begins with a note.
     Raises what `build` raises.
     """
+    _check(config)
     try:
         return _page(build(*resolve(config)), [])
     except FileNotFoundError as error:
@@ -43,13 +44,20 @@ def _has_stand_in(config) -> bool:
     return not TASKS[config.task.name].reads_rows and not config.adapt.prompt.text
 
 
+def _check(config) -> None:
+    """Raises what `training.train` raises about the settings of a new run."""
+    check_settings(config)
+    if 'compare' not in config:  # whose settings are of several objectives
+        check_read(config)
+
+
 def check(config) -> None:
     """Raises what `dry_run` raises about the settings of a config, on any machine. No text is read.
 
     What a recipe leaves to its user (a base, files of rows) is not missing yet, and a mesh of more devices than there
     are here is not built.
     """
-    check_settings(config)
+    _check(config)
     devices = math.prod(size for size in config.mesh.values() if size != -1)
     unnamed = config.data.tokenizer == 'base' and not config.init.base
     if unnamed or 'compare' in config or not 0 < devices <= jax.device_count():

@@ -186,6 +186,11 @@ class Task:
         """The estimator of advantages that belongs to the objective."""
         return self.estimators[name or next(iter(self.losses))]
 
+    def settings(self, name: str = '') -> set[str]:
+        """The fields of config.objective and config.policy that an objective reads, by its loss or its estimator."""
+        functions = [self.loss(name), *([self.estimator(name)] if self.estimators else [])]
+        return {parameter for function in functions for parameter in inspect.signature(function).parameters}
+
 
 def has_setting(function: Callable, name: str) -> bool:
     """Whether a loss or prediction reads this setting of config.objective."""

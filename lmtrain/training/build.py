@@ -9,7 +9,6 @@ import jax
 import ml_collections
 
 from lmtrain import adapt, data, optimizer
-from lmtrain.errors import InputError
 from lmtrain.files import local_path, sha256
 from lmtrain.inference import rollout
 from lmtrain.models import Transformer
@@ -17,7 +16,7 @@ from lmtrain.parallel import redistribute, sharding, vocab_padding
 from lmtrain.runtime import multihost, preflight
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.prepare import TaskData, prepare_task
-from lmtrain.tasks.task import has_setting, with_settings
+from lmtrain.tasks.task import with_settings
 from lmtrain.training import checks, evaluate, reference, rollout_cost, rollouts, samples, sweep
 from lmtrain.training.init_from import Base, no_form, with_head
 from lmtrain.training.initial import InitialState, initial_params
@@ -198,13 +197,9 @@ def _method(config, head: HeadedModel, corpus) -> adapt.Method:
 def _objective(config, output: str) -> functools.partial:
     """The loss that config.objective selects, which reads `output`.
 
-    Raises InputError for a field that the loss lacks, TypeError for a setting of the loss that config.objective lacks.
+    Raises TypeError for a setting of the loss that config.objective lacks.
     """
-    loss, z_loss = TASKS[config.task.name].loss(config.objective.name), config.objective.z_loss
-    if z_loss and not has_setting(loss, 'z_loss'):
-        raise InputError(
-            f'objective.z_loss = {z_loss} with task.name = {config.task.name!r}: its loss has no vocabulary'
-        )
+    loss = TASKS[config.task.name].loss(config.objective.name)
     settings = config.objective.to_dict() | {'head': output}
     if unset := [name for name in inspect.signature(loss).parameters if name not in ('forward', 'batch', *settings)]:
         name = config.objective.name or config.task.name

@@ -1,5 +1,7 @@
 """Checks of settings that no constructor makes, and of the sections of a config against each other."""
 
+from typing import Any
+
 import numpy as np
 
 from lmtrain import optimizer, tree
@@ -45,19 +47,51 @@ def check_settings(config) -> None:
         raise InputError(f"init.frozen_dtype = {dtype!r}: it is 'float32' or 'bfloat16'")
     if config.task.name not in TASKS:
         raise wrong_choice('task.name', config.task.name, TASKS)
-    loss = TASKS[config.task.name].loss(config.objective.name)  # raises if it is unknown
+    TASKS[config.task.name].loss(config.objective.name)  # raises if it is unknown
     if not config.objective.beta > 0:
         raise InputError(f'objective.beta = {config.objective.beta}: it must be above 0')
     if not 0 <= (smoothing := config.objective.label_smoothing) < 0.5:
         raise InputError(f'objective.label_smoothing = {smoothing}: it must lie in [0, 0.5), the share of wrong labels')
-    if smoothing and not has_setting(loss, 'label_smoothing'):
-        raise InputError(
-            f'objective.label_smoothing = {smoothing} with objective.name = {config.objective.name!r} of task.name = '
-            f'{config.task.name!r}, which does not read it: set it to 0; dpo and dpo_norm of preference read it'
-        )
     check_policy(config)
     if (pool := config.objective.pool) not in ('auto', *POOLS):
         raise wrong_choice('objective.pool', pool, ('auto', *POOLS))
+
+
+def unread(config) -> dict[str, Any]:
+    """{field: its default} of the settings of objectives that have another value and that this objective does not read.
+
+    config.objective.pool is none of them: it also decides the form of a new head.
+    """
+    from configs import base  # late: only what begins needs the defaults
+
+    defaults, task = base.get_config(), TASKS[config.task.name]
+    defaults.policy.max_tokens = config.policy.max_tokens  # which objective.max_tokens follows
+    fields = [('objective', name) for name in defaults.objective if name not in ('name', 'pool')]
+    if task.on_policy:
+        of_estimators = set().union(*(each.settings(name) for each in TASKS.values() for name in each.estimators))
+        fields += [('policy', name) for name in defaults.policy if name in of_estimators - set(defaults.objective)]
+    read = task.settings(config.objective.name)
+    return {
+        f'{section}.{name}': defaults[section][name]
+        for section, name in fields
+        if name not in read and config[section][name] != defaults[section][name]
+    }
+
+
+def check_read(config) -> None:
+    """Raises InputError if a new run has a setting that its objective does not read, see `unread`.
+
+    A run that exists goes on as it began.
+    """
+    for field, default in unread(config).items():
+        section, name = field.split('.')
+        readers = [(task, [each for each in task.losses if name in task.settings(each)]) for task in TASKS.values()]
+        named = [f'{", ".join(losses)} of {task.name}' for task, losses in readers if losses]
+        raise InputError(
+            f'{field} = {config[section][name]!r} with objective.name = {config.objective.name!r} of task.name = '
+            f'{config.task.name!r}, which does not read it: set it to {default!r}, its default; it is read by '
+            f'{" and ".join(named)}'
+        )
 
 
 def check_policy(config) -> None:

@@ -22,7 +22,7 @@ from lmtrain.tasks import TASKS, policy
 from lmtrain.training import load as loading
 from lmtrain.training import samples, sweep
 from lmtrain.training import train as training
-from lmtrain.training.checks import check_settings
+from lmtrain.training.checks import check_read, check_settings
 
 FINISHED = 'stage.json'
 MAX_TOKENS = 64  # of a completion that is scored, unless a policy among the stages samples longer ones
@@ -65,6 +65,8 @@ def run(name: str, configs: Mapping[str, Any], workdir) -> list[dict[str, Any]]:
     for stage in stages:  # also the later ones, before the first is trained
         try:
             check_settings(configs[stage.name])
+            if not (workdir / stage.name / 'config.json').exists():
+                check_read(configs[stage.name])
         except InputError as error:
             raise InputError(f'the stage {stage.name}: {error}') from None
         _check_inputs(stage, configs, workdir)

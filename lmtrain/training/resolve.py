@@ -19,7 +19,7 @@ from lmtrain.report import run_config
 from lmtrain.runtime import multihost
 from lmtrain.tasks import TASKS
 from lmtrain.training import budget_change, workdir
-from lmtrain.training.checks import check_settings
+from lmtrain.training.checks import check_read, check_settings
 from lmtrain.training.choose import check_is_one_model
 from lmtrain.training.init_from import Base, open_base, settings
 
@@ -43,6 +43,12 @@ def resolve(
         raise InputError('config.compare is the section of a comparison: run it with `lmtrain compare`')
     check_settings(config)
     saved, schedule = _saved_config(directory, config, extend) if directory else (None, {})
+    if directory and not saved:
+        from configs import base as recipe  # late: only a run that begins needs the defaults
+
+        defaults = recipe.get_config()
+        if any(config[name].to_dict() != defaults[name].to_dict() for name in ('objective', 'policy')):
+            check_read(config)
     config = config.copy_and_resolve_references()
     if saved:
         config.schedule.update(schedule)
