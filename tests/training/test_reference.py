@@ -25,7 +25,9 @@ ROWS = [
 def base(tmp_path_factory):
     """The folder of a base that was trained for two steps, and of rows of preferences."""
     folder = tmp_path_factory.mktemp('preferences')
-    (folder / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in ROWS), encoding='utf-8')
+    labelled = [row | {'completion': row['chosen'], 'label': n % 3 > 0} for n, row in enumerate(ROWS)]
+    for name, rows in (('rows', ROWS), ('labelled', labelled)):
+        (folder / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
     config = recipe(folder)
     config.task.update(name='chat', text=('prompt',), label='chosen')
     config.task.template = 'none'
@@ -181,8 +183,6 @@ TASKS = {
     ],
 )
 def test_meshes_and_accumulation_change_no_loss(base, task, settings):
-    labelled = [row | {'completion': row['chosen'], 'label': n % 3 > 0} for n, row in enumerate(ROWS)]
-    (base / 'labelled.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in labelled), encoding='utf-8')
     alone = losses_on_one_device(base, task)
     divided = losses(build(*resolve(recipe(base, **SIZES | TASKS[task] | settings))), 2, ('loss', 'grad_norm'))
     np.testing.assert_allclose(divided[0, 0], alone[0, 0], rtol=1e-6)
@@ -206,6 +206,35 @@ def losses_on_one_device(base, task):
 def test_rows_that_are_not_divided_over_their_positions_are_refused(base, settings, message):
     with pytest.raises(InputError, match=message):
         build(*resolve(recipe(base, **SIZES | {'mesh.sequence': 3, 'mesh.data': 1} | settings)), jax.devices()[:3])
+
+
+METHODS = {'full': {}, 'layers': {'adapt.layers.last': 1}, 'norms': {}, 'ia3': {}, 'prefix': {}, 'prompt': {}}
+METHODS |= {'lora': {'adapt.lora.rank': LORA['adapt.lora.rank']}}
+SAMPLED = {'task.name': 'policy', 'reward.verifier': 'exact', 'reward.field': 'chosen', 'objective.kl_weight': 0.1}
+SAMPLED |= {'data.seq_len': 32, 'policy.prompts': 2, 'policy.samples': 4, 'policy.max_tokens': 4}
+TRAINED = {
+    'reward': TASKS['reward'],
+    'dpo': {},
+    'dpo, live': {'objective.reference': 'live'},
+    'kto': TASKS['unpaired'],
+    'grpo': SAMPLED,
+    'ppo': SAMPLED | {'task.name': 'ppo'},
+}
+
+
+@pytest.mark.parametrize('objective', TRAINED)
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_has_a_step_of_every_objective(base, method, objective):
+    """It is lowered; the refused ones are those that docs/rewards.md names."""
+    config = recipe(base, **{'adapt.method': method} | METHODS[method] | TRAINED[objective])
+    packed = method == 'prompt' and objective not in ('grpo', 'ppo')
+    if packed or objective == 'dpo, live' and method in ('full', 'layers', 'norms'):
+        message = f'adapt.method = {method!r} with several' if packed else f"= 'live' with adapt.method = {method!r}"
+        with pytest.raises(InputError, match=message):
+            build(*resolve(config), jax.devices()[:1])
+        return
+    steps = build(*resolve(config), jax.devices()[:1]).lowered()
+    assert steps and all({'loss', 'grad_norm'} <= lowered.out_info[1].keys() for lowered in steps.values())
 
 
 def test_trained_run_is_evaluated_with_its_reference(base, tmp_path):
