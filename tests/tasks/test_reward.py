@@ -79,7 +79,14 @@ def test_score_is_that_of_the_last_token_alone(trl, stream_of, head):
     apply = jax.jit(model.apply)
     batch = stream(stream_of, rows=4, size=96, pack=True).batch(0)
     assert batch['scored'].shape[1] > 2
-    scores = reward.scores(lambda columns: apply({'params': params}, columns), batch, head=head, pool='last')
+    score = functools.partial(reward.scores, lambda columns: apply({'params': params}, columns), head=head, pool='last')
+    scores, real = score(batch), batch['scored'] > 0
+    left, sizes = {name: column.copy() for name, column in batch.items()}, (batch['segment_ids'] > 0).sum(axis=1)
+    for row, size in enumerate(sizes):
+        for name in ('tokens', 'segment_ids', 'positions'):
+            left[name][row] = np.roll(left[name][row], 96 - size)
+    assert sizes.min() < 96
+    np.testing.assert_allclose(np.asarray(score(left))[real], np.asarray(scores)[real], rtol=1e-6, atol=1e-6)
     for row, segment in list(zip(*np.nonzero(batch['scored'])))[::3]:  # each length is compiled anew
         inside = batch['segment_ids'][row] == batch['scored'][row, segment]
         alone = {'tokens': batch['tokens'][row][inside][None], 'segment_ids': np.ones((1, inside.sum()), np.int32)}

@@ -129,10 +129,7 @@ def test_long_texts_follow_the_policy(form):
     assert '1 row left out, of more than 16 tokens: rows.jsonl:9' in dropped.notes
 
 
-@pytest.mark.parametrize('name', preference_cases.KTO)
-def test_six_steps_equal_those_of_trl(trl, stream_of, losses_of, name):
-    goldens, load = trl
-    model, params = load('causal')
+def stream(stream_of, **options):
     examples = preference_cases.labelled()
     texts, values = [], []
     for begin in range(0, len(examples), M):
@@ -142,10 +139,39 @@ def test_six_steps_equal_those_of_trl(trl, stream_of, losses_of, name):
             for index in (0, 1):
                 own = {'labels': np.float32(label), 'label_weights': np.float32(1 - index)}
                 values.append({'scored': np.int32(1 + 2 * n + index)} | own)
-    whole = stream_of(unpaired.TASK, texts, values, size=128, rows=1)  # a row is a batch of TRL
+    return stream_of(unpaired.TASK, texts, values, **options)
+
+
+@pytest.mark.parametrize('name', preference_cases.KTO)
+def test_six_steps_equal_those_of_trl(trl, stream_of, losses_of, name):
+    goldens, load = trl
+    model, params = load('causal')
+    whole = stream(stream_of, size=128, rows=1)  # a row is a batch of TRL
     apply = jax.jit(model.apply)
     batches = [whole.batch(n) for n in range(3)]
     batches = [batch | {'ref_logprob': np.asarray(apply({'params': params}, batch)['logprob'])} for batch in batches]
     loss = functools.partial(unpaired.kto, **preference_cases.KTO[name])
     losses = losses_of(loss, model, params, batches)
     np.testing.assert_allclose(losses, goldens['kto'][name]['steps'], rtol=1e-5, atol=1e-5)
+
+
+def test_padding_changes_no_loss(trl, stream_of):
+    """Longer rows, and rows that are padded on the left."""
+    model, params = trl[1]('causal')
+
+    def mean(batch):
+        size = batch['tokens'].shape[1]
+        batch = batch | {'ref_logprob': np.full((3, size), -3, np.float32)}
+        loss = functools.partial(unpaired.kto, lambda own: model.apply({'params': params}, own), beta=0.5)
+        values, weights = jax.jit(loss)(batch)
+        return {name: float(np.sum(value * weights) / np.sum(weights)) for name, value in values.items()}
+
+    batch = stream(stream_of, size=128, rows=3).batch(0)
+    left = {name: column.copy() for name, column in batch.items()}
+    for row, size in enumerate((batch['segment_ids'] > 0).sum(axis=1)):
+        for name in ('tokens', 'targets', 'segment_ids', 'positions', 'loss_mask'):
+            left[name][row] = np.roll(left[name][row], 128 - size)
+    assert not left['segment_ids'][:, 0].all() and abs(mean(batch)['loss']) > 0.1
+    for other in (left, stream(stream_of, size=144, rows=3).batch(0)):
+        for name, value in mean(other).items():
+            np.testing.assert_allclose(value, mean(batch)[name], rtol=1e-6, atol=1e-6, err_msg=name)

@@ -1,7 +1,9 @@
 """The reference model: cached on the disk or live in the step, with the same losses; one copy of the weights."""
 
 import functools
+import itertools
 import json
+import math
 
 import jax
 import numpy as np
@@ -187,6 +189,27 @@ def test_meshes_and_accumulation_change_no_loss(base, task, settings):
     divided = losses(build(*resolve(recipe(base, **SIZES | TASKS[task] | settings))), 2, ('loss', 'grad_norm'))
     np.testing.assert_allclose(divided[0, 0], alone[0, 0], rtol=1e-6)
     np.testing.assert_allclose(divided, alone, rtol=1e-5)
+
+
+MESHES = [mesh for mesh in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(mesh) == 8]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh', MESHES)
+def test_no_mesh_of_eight_devices_changes_the_loss_of_a_batch(base, mesh):
+    one, other = batch_loss(base, (1, 1, 1, 1)), batch_loss(base, mesh)
+    assert one.keys() == other.keys() and one['targets'] == other['targets'] > 0
+    np.testing.assert_allclose(other['loss'], one['loss'], rtol=1e-6)
+
+
+@functools.cache
+def batch_loss(base, mesh):
+    """The sums of DPO over the first batch, on a mesh."""
+    axes = zip(('data', 'fsdp', 'tensor', 'sequence'), mesh, strict=True)
+    config = recipe(base, **SIZES, **{f'mesh.{axis}': size for axis, size in axes})
+    run = reference.complete(build(*resolve(config), jax.devices()[: math.prod(mesh)]))
+    batch = sharding.place(run.mesh)(run.train_stream().batch(0))
+    return jax.device_get(run.eval_step()(run.initial.on_mesh().params, batch))
 
 
 @functools.cache

@@ -358,9 +358,12 @@ def test_memory_counts_what_a_rollout_copies(config):
 
 
 @functools.cache
-def steps_of(folder, mesh):
+def steps_of(folder, objective, mesh, accumulate=1):
     """(figures of the first rollout on a mesh, the values of its steps)."""
-    run = built(recipe(folder), *mesh)
+    config = recipe(folder)
+    config.task.name, config.objective.name = 'ppo' if objective == 'ppo' else 'policy', objective
+    config.optimizer.accumulate = accumulate
+    run = built(config, *mesh)
     state, values = run.initial.on_mesh(), []
     figures, batches = rollout_of(run, state)
     step = run.train_step()
@@ -371,14 +374,27 @@ def steps_of(folder, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('mesh', [(8, 1, 1, 1), (2, 2, 2, 1), (1, 2, 1, 4)])
-def test_steps_on_a_mesh_equal_those_on_one_device(folder, mesh):
+@pytest.mark.parametrize(
+    ('objective', 'mesh', 'accumulate'),
+    [
+        ('grpo', (8, 1, 1, 1), 1),
+        ('grpo', (2, 2, 2, 1), 1),
+        ('grpo', (1, 2, 1, 4), 1),
+        ('grpo', (1, 1, 1, 1), 2),
+        ('ppo', (2, 2, 2, 1), 2),
+        ('rloo', (1, 2, 1, 4), 2),
+    ],
+)
+def test_steps_on_a_mesh_equal_those_on_one_device(folder, objective, mesh, accumulate):
     """Up to float32 rounding, which is absolute where terms of magnitude 1 cancel: in the loss and the divergence."""
-    (one, values), (other, others) = steps_of(folder, (1, 1, 1, 1)), steps_of(folder, mesh)
+    (one, values), (other, others) = (
+        steps_of(folder, objective, (1, 1, 1, 1)),
+        steps_of(folder, objective, mesh, accumulate),
+    )
     assert one['reward'] == other['reward'] and other['sampler_gap'] < 1e-5
     assert others[0]['ratio_deviation'] == 0.0 and others[0]['scorer_gap'] < 1e-6 and values[-1]['kl'] > 1e-3
     for number, (own, expected) in enumerate(zip(others, values, strict=True)):
-        for name in ('loss', 'kl', 'entropy', 'grad_norm'):
+        for name in ('loss', 'kl', 'entropy', 'grad_norm', *(['value_loss'] if objective == 'ppo' else [])):
             what = f'{name}, step {number}'
             np.testing.assert_allclose(own[name], expected[name], rtol=1e-6, atol=1e-6, err_msg=what)
 
