@@ -9,12 +9,13 @@ import numpy as np
 from lmtrain.compare import choice_scores, predictors
 from lmtrain.compare.predictors import Predict
 from lmtrain.compare.trials import Comparison, Trial
+from lmtrain.cost import memory
 from lmtrain.cost.flops import forward_flops
 from lmtrain.cost.ledger import NOTHING, Prices, Spent
 from lmtrain.cost.query import Query
 from lmtrain.data import Tokenizer
 from lmtrain.data.rows import Row
-from lmtrain.inference import rendering
+from lmtrain.inference import batches, rendering
 from lmtrain.inference.calibration import CONTENT_FREE
 from lmtrain.inference.demonstrations import SHARED
 from lmtrain.inference.latency import query_seconds
@@ -152,6 +153,12 @@ def embedding(loaded: LoadedModel, pool: Sequence[Row], form: PromptSettings) ->
     counts = [len(ids) for ids in loaded.tokenizer.encode_batch([row.fields['prompt'] for row in pool])]
     flops = sum(forward_flops(loaded.model, count, count, 0, params=loaded.params) for count in counts)
     return Spent(flops, sum(counts))
+
+
+def scoring_bytes(loaded: LoadedModel, query: Query) -> int:
+    """Peak bytes of one device while prompts are scored in the batches of `lmtrain.inference`, an estimate."""
+    limits = {'tokens': batches.MAX_TOKENS, 'length': batches.ROW}
+    return memory.bytes_of_scoring(loaded.params, loaded.model, query, **limits)
 
 
 def stored_bytes(loaded: LoadedModel, pool: Sequence[Row], form: PromptSettings) -> int:

@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 import jax
 
-from lmtrain import cost, tree
+from lmtrain import cost
 from lmtrain.compare import measures, predictors, prompted, trained
 from lmtrain.compare.arms import Arm, instructions
 from lmtrain.compare.trials import Comparison, Trial, listed
 from lmtrain.cost import hardware, ledger
-from lmtrain.cost.query import cache_bytes
 from lmtrain.errors import InputError
 from lmtrain.evaluation.task_run import check_tokens
 from lmtrain.inference.questions import Question
@@ -89,8 +88,7 @@ def _prompted(comparison: Comparison, trial: Trial) -> Plan:
     flops = ledger.scoring(model.model, model.params, query, rows).flops
     if settings['search']:
         flops += _search(comparison, trial, longest, settings['budget'])
-    cached = predictors.BATCH_SIZE * cache_bytes(model.model, query.tokens)
-    return Plan('', '', flops, tree.size(model.params) + cached)
+    return Plan('', '', flops, measures.scoring_bytes(model, query))
 
 
 def _search(comparison: Comparison, trial: Trial, instruction: str, budget: int) -> float:

@@ -47,6 +47,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
         query,
         text_bytes=measures.stored_bytes(model, pool, form),
         selection=spent,
+        peak_bytes=measures.scoring_bytes(model, every),
         query_seconds=measures.latency(comparison, predict),
         update_seconds=seconds if settings['search'] else measures.embedding_seconds(comparison, form),
         prices=measures.prices(comparison),

@@ -1,6 +1,6 @@
 """The ledger of an arm: what it costs to create, to store, to query and to update, in one flat record.
 
-Counts are exact and FLOPs are arithmetic; seconds and peak bytes are measured by the caller. A number that was not
+Counts are exact and FLOPs are arithmetic; the caller measures seconds and gives peak bytes. A number that was not
 measured, or has no meaning for the arm, is None.
 
     trainable_parameters
@@ -13,7 +13,8 @@ measured, or has no meaning for the arm, is None.
                            the selection rows, which for a policy is the sampling of completions
     tokens                 positions of train steps and of selection, without sampled ones
     device_seconds         to create it, selection included
-    peak_bytes             of one device: arguments and temporaries of the compiled train step
+    peak_bytes             of one device: arguments and temporaries of the compiled train step; of a prompt, an
+                           estimate for a batch of queries that are scored (`memory.bytes_of_scoring`)
     query_tokens           of one query
     query_flops            if the whole prompt is read for every query
     query_flops_cached     if the shared tokens were encoded once before
@@ -134,6 +135,7 @@ def of_prompt(
     Args:
       text_bytes: of what must be saved: instruction and demonstrations; of retrieval, the whole pool of rows.
       selection: spent on search, calibration and evaluation on the selection rows.
+      peak_bytes: while the selection rows are scored.
       update_seconds: 0 if a new row is a demonstration at once; else the seconds of a new search.
     """
     return {

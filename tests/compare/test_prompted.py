@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import compare
+from lmtrain import tree
 from lmtrain.compare import choice_scores, measures, planning, predictors, prompted, results, selection, trials, updates
 from lmtrain.cost import ledger
 from lmtrain.errors import InputError
@@ -43,6 +44,15 @@ def test_nearest_pays_for_the_embeddings_of_its_pool(small, tmp_path):
     assert own['ledger']['update_seconds'] > 0  # a new row is embedded
     bm25 = prompted.run(shared, trial_of(shared, selected, 'bm25', 16), tmp_path)
     assert bm25['ledger']['update_seconds'] == 0
+
+
+def test_the_memory_of_a_prompt_is_that_of_its_batches(small, tmp_path):
+    shared, selected = small('peak', ('few_shot',), sizes=(16,))
+    own = prompted.run(shared, trial_of(shared, selected, 'few_shot', 16), tmp_path)
+    params, peak = tree.size(shared.model.params), own['ledger']['peak_bytes']
+    # Rows of 256 tokens: of each, the residual stream of a layer, at least.
+    assert peak > params + own['ledger']['cache_bytes'] + 32 * 256 * 4 * shared.model.model.width
+    assert planning.plan(shared, selected[0]).memory == pytest.approx(peak, rel=0.1)
 
 
 @pytest.mark.parametrize('select', ['fixed', 'balanced'])

@@ -11,6 +11,8 @@ import pytest
 from configs import base
 from lmtrain import cost, models, tree
 from lmtrain.cost import hlo, memory
+from lmtrain.cost.query import Query
+from lmtrain.inference import batches, likelihood
 
 ROWS, LENGTH = 2, 256
 SMALL = {'vocab_size': 256, 'max_len': 256, 'num_layers': 2, 'width': 64, 'num_heads': 4, 'unroll': 1}
@@ -60,6 +62,34 @@ def test_remat_and_frozen_layers_keep_less():
     assert last < activations(biases, shapes) and activations(layers('layers_0', 1), layers('layers_1', 1)) > last
     only_head = {'head': {'kernel': jax.ShapeDtypeStruct((4, 4), jnp.float32)}}
     assert cost.bytes_per_device(state(only_head, shapes), model, 8, 256)['activations'] < activations(remat='full')
+
+
+WIDE = {'vocab_size': 8192, 'max_len': 4096, 'width': 128, 'num_kv_heads': 2, 'head_dim': 32, 'mlp_dim': 384}
+
+
+@pytest.mark.parametrize(
+    ('query', 'shape', 'shared'),
+    [
+        (Query(58, choices=(2, 2, 2)), (32, 256, 24), 0),  # short prompts, four in a row
+        (Query(40, 500, (8,) * 20), (32, 256, 192), 512),  # shared demonstrations and many answers
+        (Query(2000, choices=(2, 2)), (4, 2048, 4), 0),  # demonstrations of each row
+        (Query(4000, choices=(2, 2)), (2, 4096, 4), 0),
+    ],
+)
+def test_bytes_of_scored_prompts(no_compilation_cache, query, shape, shared):
+    """The batch is one that `likelihood` makes of such queries (`batches.pack`)."""
+    model, (B, T, M) = models.Transformer(**base.get_config().model.to_dict() | SMALL | WIDE), shape
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), {'tokens': jnp.zeros((1, 4), jnp.int32)})['params'])
+    columns = ('tokens', 'segment_ids', 'positions', 'branches')
+    batch = {name: jax.ShapeDtypeStruct((B, T), jnp.int32) for name in columns}
+    batch |= {name: jax.ShapeDtypeStruct((B, M), jnp.int32) for name in ('select', 'targets')}
+    past = ()
+    if shared:
+        beginning = {name: jax.ShapeDtypeStruct((1, shared), jnp.int32) for name in ('tokens', 'segment_ids')}
+        past = (jax.eval_shape(lambda *arguments: likelihood._encode(model, *arguments), params, beginning),)
+    program = likelihood._nats.lower(model, params, batch, past, False).compile()
+    estimate = memory.bytes_of_scoring(params, model, query, tokens=batches.MAX_TOKENS, length=batches.ROW)
+    assert 0.75 < estimate / hlo.compiled_bytes(program) < 1.25
 
 
 def test_bytes_follow_the_sharding():
