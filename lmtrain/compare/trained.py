@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from lmtrain import adapt
 from lmtrain.compare import arms, choice_scores, forgetting, measures, predictors, selection
 from lmtrain.compare.predictors import Predict
 from lmtrain.compare.trials import Comparison, Trial
@@ -19,6 +20,7 @@ from lmtrain.cost import ledger
 from lmtrain.cost.query import Query
 from lmtrain.data.example_store import batch_lengths
 from lmtrain.data.rows import Row
+from lmtrain.errors import InputError
 from lmtrain.inference.calibration import log_softmax
 from lmtrain.inference.prompting import PromptSettings
 from lmtrain.models import virtual_tokens
@@ -163,7 +165,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
         query,
         members=len(trial.arm.settings['learning_rates']) - len(diverged),
         selection=spent,
-        query_seconds=measures.latency(comparison, predict),
+        query_seconds=measures.latency(comparison, predictor(comparison, trial, merged(loaded), chosen)),
         prices=measures.prices(comparison),
     )
     return result
@@ -279,6 +281,17 @@ def _fitted(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> dict[s
 def load(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> LoadedModel:
     """The model of a trial's choice."""
     return loading.load_run(comparison.folder / trial.folder / chosen['run'], chosen['step'], chosen['member'])
+
+
+def merged(loaded: LoadedModel) -> LoadedModel:
+    """The model as it answers queries: its adapter is folded in, as by `lmtrain export --merge`, if it can be.
+
+    Virtual tokens and keys stay, and so does a LoRA of an embedding to which the head is tied.
+    """
+    try:
+        return loaded._replace(params=adapt.fold(loaded.params))
+    except InputError:
+        return loaded
 
 
 def predictor(comparison: Comparison, trial: Trial, loaded: LoadedModel, chosen: dict[str, Any]) -> Predict:

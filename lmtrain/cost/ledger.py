@@ -20,7 +20,7 @@ measured, or has no meaning for the arm, is None.
     query_flops_cached     if the shared tokens were encoded once before
     prefill_flops          the part of query_flops that reads the prompt and the choices
     decode_flops           the part that generates
-    query_seconds          latency of one query
+    query_seconds          latency of one query, with an adapter merged if it can be
     update_seconds         from a new row to a changed answer
     joules, price          of creating it
 """

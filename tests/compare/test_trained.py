@@ -4,8 +4,11 @@ import itertools
 import json
 import types
 
+import numpy as np
 import pytest
 
+from lmtrain import tree
+from lmtrain.adapt.leaves import kind_of
 from lmtrain.compare import choice_scores, measures, prompted, trained, trials
 from lmtrain.cost import ledger
 from lmtrain.files import read_json_lines, read_json_object
@@ -240,6 +243,38 @@ def test_seconds_of_the_choice_are_part_of_the_creation(small, monkeypatch):
     record = trials.run(shared, trial, trained.run)
     cost = read_json_object(shared.folder / trial.folder / 'results.json')['cost']
     assert record['ledger']['device_seconds'] == pytest.approx(cost['device_seconds'] + 1000)
+
+
+@pytest.mark.parametrize(('name', 'left'), [('lora', False), ('soft_prompt', True)])
+def test_the_latency_is_that_of_merged_weights_and_the_scores_are_not(small, monkeypatch, name, left):
+    shared, [arm] = small(f'merged_{name}', (name,), sizes=(4,))
+    [trial] = trials.listed(shared, [arm])
+    models, measured = {}, {'blocks': [], 'latency': []}
+    predictor = trained.predictor
+
+    def recorded(comparison, trial, loaded, chosen):
+        predict = predictor(comparison, trial, loaded, chosen)
+        models[predict] = loaded
+        return predict
+
+    def measure(part, result):
+        return lambda *arguments: measured[part].append(models[arguments[-1]]) or result
+
+    monkeypatch.setattr(trained, 'predictor', recorded)
+    monkeypatch.setattr(measures, 'latency', measure('latency', 0.25))
+    monkeypatch.setattr(measures, 'blocks', measure('blocks', []))
+    record = trials.run(shared, trial, trained.run)
+    assert record['status'] == 'done' and record['ledger']['query_seconds'] == 0.25, record['reason']
+    (scored,), (timed,) = measured['blocks'], measured['latency']
+    assert adapted(scored) and bool(adapted(timed)) == left
+    rows = shared.task.selection
+    one, other = (predictor(shared, trial, loaded, record['chosen'])(rows) for loaded in (scored, timed))
+    np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def adapted(loaded):
+    """The paths of adapters, without those of heads."""
+    return [path for path in tree.flatten(loaded.params) if kind_of(path) and not path.startswith('heads/')]
 
 
 def test_trials_of_other_rows_and_seeds_share_their_programs(small):
