@@ -25,6 +25,7 @@ LIMIT = 300  # seconds that a process may take
 LEFT_OUT = (
     'device_seconds',
     'query_seconds',
+    'query_seconds_cached',
     'update_seconds',
     'peak_bytes',
     'joules',

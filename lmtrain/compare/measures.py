@@ -15,7 +15,7 @@ from lmtrain.cost.ledger import NOTHING, Prices, Spent
 from lmtrain.cost.query import Query
 from lmtrain.data import Tokenizer
 from lmtrain.data.rows import Row
-from lmtrain.inference import batches, rendering
+from lmtrain.inference import batches, likelihood, rendering
 from lmtrain.inference.calibration import CONTENT_FREE
 from lmtrain.inference.demonstrations import SHARED
 from lmtrain.inference.latency import query_seconds
@@ -25,6 +25,7 @@ from lmtrain.inference.questions import ask
 from lmtrain.training.load import LoadedModel
 
 SAMPLED = 64  # rows whose tokens are counted
+KEPT_FOR = 8  # rows by which the beginning is found that all prompts share
 
 
 def blocks(
@@ -48,9 +49,27 @@ def blocks(
     return lines
 
 
-def latency(comparison: Comparison, predict: Predict) -> float:
-    """Seconds of one query on a compiled program, batch 1."""
-    return query_seconds(predict, [comparison.task.selection[:1]])
+def latencies(comparison: Comparison, predict: Predict, form: PromptSettings | None = None) -> dict[str, float]:
+    """{'query_seconds', 'query_seconds_cached'}: of one query on a compiled program, batch 1.
+
+    The second is that of a query whose shared tokens (instruction, demonstrations) are in the cache, where other
+    queries left them; without shared tokens it is the first.
+
+    Args:
+      form: of a prompt; None of a head.
+    """
+    query, *others = comparison.task.selection
+    seconds = cached = query_seconds(predict, [[query]])
+    if has_shared_tokens(form):
+        with likelihood.kept_beginnings():
+            predict(others[:KEPT_FOR])
+            cached = query_seconds(predict, [[query]])
+    return {'query_seconds': seconds, 'query_seconds_cached': cached}
+
+
+def has_shared_tokens(form: PromptSettings | None) -> bool:
+    """Whether all queries have the same instruction or demonstrations in their prompts."""
+    return form is not None and (bool(form.instruction) or form.select in SHARED and form.shots != 0)
 
 
 def embedding_seconds(comparison: Comparison, form: PromptSettings) -> float:

@@ -47,12 +47,24 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
         query,
         text_bytes=measures.stored_bytes(model, pool, form),
         selection=spent,
-        peak_bytes=measures.scoring_bytes(model, every),
-        query_seconds=measures.latency(comparison, predict),
+        **costs(comparison, trial, result, predict),
         update_seconds=seconds if settings['search'] else measures.embedding_seconds(comparison, form),
         prices=measures.prices(comparison),
     )
     return result
+
+
+def costs(comparison: Comparison, trial: Trial, record: Mapping[str, Any], predict: Predict) -> dict[str, Any]:
+    """{'peak_bytes', 'query_seconds', 'query_seconds_cached'} of a choice, see `lmtrain.cost.ledger`.
+
+    Args:
+      record: with 'chosen' and 'selection'.
+      predict: the predictor of the choice.
+    """
+    model, scores = comparison.model, trial.arm.settings['scores']
+    pool, form = prompt(comparison, trial, record['chosen'])
+    every = measures.query_of_prompt(comparison, model, pool, form, scores, record['selection'].get('prompt_tokens'))
+    return {'peak_bytes': measures.scoring_bytes(model, every)} | measures.latencies(comparison, predict, form)
 
 
 def num_draws(comparison: Comparison, trial: Trial, form: PromptSettings) -> int:

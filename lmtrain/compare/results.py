@@ -22,6 +22,8 @@ def collect(comparison: Comparison, arms: Sequence[Arm], finished: Finished, not
     for record in records:
         if 'ledger' in record:  # at the prices of this call, which may have changed since the trial
             record['ledger'] = record['ledger'] | ledger.money(record['ledger']['device_seconds'], prices)
+            # Trials of earlier versions lack it; those whose queries share demonstrations have been measured again.
+            record['ledger'].setdefault('query_seconds_cached', record['ledger']['query_seconds'])
     hits = analysis.Hits(comparison.folder, records)
     kinds = {arm.name: arm.kind for arm in arms}
     largest = [record for record in records if record['size'] == comparison.sizes[-1]]

@@ -165,7 +165,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
         query,
         members=len(trial.arm.settings['learning_rates']) - len(diverged),
         selection=spent,
-        query_seconds=measures.latency(comparison, predictor(comparison, trial, merged(loaded), chosen)),
+        **latencies(comparison, trial, loaded, chosen),
         prices=measures.prices(comparison),
     )
     return result
@@ -281,6 +281,13 @@ def _fitted(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> dict[s
 def load(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> LoadedModel:
     """The model of a trial's choice."""
     return loading.load_run(comparison.folder / trial.folder / chosen['run'], chosen['step'], chosen['member'])
+
+
+def latencies(comparison: Comparison, trial: Trial, loaded: LoadedModel, chosen: dict[str, Any]) -> dict[str, float]:
+    """`measures.latencies` of a trial's choice as it answers queries."""
+    has_head = TASKS[loaded.config.task.name].has_classes
+    form = None if has_head else prompt(comparison, trial)[1]
+    return measures.latencies(comparison, predictor(comparison, trial, merged(loaded), chosen), form)
 
 
 def merged(loaded: LoadedModel) -> LoadedModel:

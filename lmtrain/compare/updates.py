@@ -1,15 +1,21 @@
-"""What a finished trial lacks on a later call with other sizes, seeds, draws or templates, from what it has chosen."""
+"""What a finished trial lacks on a later call, from what it has chosen.
+
+Other sizes, seeds, draws or templates ask for further measurements; trials of earlier versions lack some costs.
+"""
 
 from typing import Any
 
 from lmtrain.compare import forgetting, measures, prompted, trained
 from lmtrain.compare.trials import Comparison, Trial
+from lmtrain.inference.demonstrations import SHARED
 
 
 def outdated(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bool:
     """Whether `measure` would change the trial's record."""
     scored = [(block['seed'], block['begin'], block['end']) for block in record['blocks']]
     if scored != comparison.spans(trial):
+        return True
+    if _lacks_costs(trial, record):
         return True
     if trial.arm.kind == 'train':
         is_largest = trial.size == comparison.sizes[-1]
@@ -30,6 +36,8 @@ def measure(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> dic
         predict = trained.predictor(comparison, trial, loaded, chosen)
         if trial.size == comparison.sizes[-1] and record['forgetting'] is None:
             changed['forgetting'] = forgetting.measure(comparison, loaded)
+        if _lacks_costs(trial, record):
+            changed['ledger'] = record['ledger'] | trained.latencies(comparison, trial, loaded, chosen)
     else:
         predict = prompted.predictor(comparison, trial, chosen)
         if _has_other_draws(comparison, trial, record):
@@ -39,7 +47,21 @@ def measure(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> dic
         if _has_other_templates(comparison, trial, record):
             changed['template_texts'] = prompted.template_texts(comparison, trial)
             changed['templates'] = prompted.templates(comparison, trial, chosen, record['selection'])
+        if _lacks_costs(trial, record):
+            changed['ledger'] = record['ledger'] | prompted.costs(comparison, trial, record, predict)
     return record | changed | {'blocks': measures.blocks(comparison, trial, predict, record['blocks'])}
+
+
+def _lacks_costs(trial: Trial, record: dict[str, Any]) -> bool:
+    """Whether a cost is missing that trials of earlier versions lack: peak memory of a prompt, a cached latency.
+
+    A trained arm whose queries share no demonstrations has one latency.
+    """
+    own, settings = record['ledger'], trial.arm.settings
+    is_timed = 'query_seconds_cached' in own
+    if trial.arm.kind == 'train':
+        return not is_timed and settings['shots'] != 0 and settings['select'] in SHARED
+    return not is_timed or own.get('peak_bytes') is None
 
 
 def _has_other_templates(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bool:

@@ -21,6 +21,7 @@ measured, or has no meaning for the arm, is None.
     prefill_flops          the part of query_flops that reads the prompt and the choices
     decode_flops           the part that generates
     query_seconds          latency of one query, with an adapter merged if it can be
+    query_seconds_cached   if the shared tokens were encoded once before
     update_seconds         from a new row to a changed answer
     joules, price          of creating it
 """
@@ -84,6 +85,7 @@ def of_training(
     members: int = 1,
     selection: Spent = NOTHING,
     query_seconds: float | None = None,
+    query_seconds_cached: float | None = None,
     update_seconds: float | None = None,
     prices: Prices = UNKNOWN,
 ) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def of_training(
       cost: 'cost' of results.json, the sum over all starts and members of the run.
       members: of the sweep: the others were trained to select one, so their share is charged to the selection.
       selection: spent on selection outside of the run, such as evaluation on the selection rows.
-      query_seconds: latency of one query, measured.
+      query_seconds, query_seconds_cached: latency of one query, measured.
       update_seconds: measured; None takes the seconds of the whole run, which must be repeated with the new row.
     """
     stored = stored_leaves(params, trainable)
@@ -113,6 +115,7 @@ def of_training(
         'peak_bytes': cost.get('step_memory') or cost['peak_memory'],
         **_of_query(model, params, query),
         'query_seconds': query_seconds,
+        'query_seconds_cached': query_seconds_cached,
         'update_seconds': cost['seconds'] if update_seconds is None else update_seconds,
         **money(seconds, prices),
     }
@@ -127,6 +130,7 @@ def of_prompt(
     selection: Spent = NOTHING,
     peak_bytes: int | None = None,
     query_seconds: float | None = None,
+    query_seconds_cached: float | None = None,
     update_seconds: float | None = 0.0,
     prices: Prices = UNKNOWN,
 ) -> dict[str, Any]:
@@ -150,6 +154,7 @@ def of_prompt(
         'peak_bytes': peak_bytes,
         **_of_query(model, params, query),
         'query_seconds': query_seconds,
+        'query_seconds_cached': query_seconds_cached,
         'update_seconds': update_seconds,
         **money(selection.seconds, prices),
     }

@@ -8,12 +8,14 @@ A prompt is a segment of its row, a tree: its text is the trunk, and each contin
 """
 
 import collections
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,40 @@ class TokenPrompt(NamedTuple):
 
     context_ids: np.ndarray
     continuations: tuple[np.ndarray, ...] = ()
+
+
+class Beginning(NamedTuple):
+    """The cache of the beginning of texts, encoded by a model.
+
+    Attributes:
+      params: of that model.
+      ids: int32 [S].
+      cache: see `models.past`.
+    """
+
+    params: Params
+    ids: np.ndarray
+    cache: dict[str, Any]
+
+
+_KEPT: contextvars.ContextVar[list[Beginning] | None] = contextvars.ContextVar('kept', default=None)
+
+
+@contextlib.contextmanager
+def kept_beginnings() -> Iterator[list[Beginning]]:
+    """A context that keeps the cache of each common beginning of prompts, however short; later prompts read it.
+
+    Without it a call of `log_likelihoods` encodes the beginnings of its own prompts, and a single prompt as a whole.
+    With it the latency of a query can be measured whose demonstrations were encoded before, as a server keeps them.
+
+    Yields the beginnings that are kept.
+    """
+    kept: list[Beginning] = []
+    token = _KEPT.set(kept)
+    try:
+        yield kept
+    finally:
+        _KEPT.reset(token)
 
 
 class Likelihoods(NamedTuple):
@@ -83,10 +119,8 @@ def log_likelihoods(
     # The angles of such a text depend on its length: the keys of its beginning are those of no other text.
     whole = [key for key, each in distinct.items() if _length(each) > _fixed_angles(model, context)]
     results, computed = _score_whole(model, params, {key: distinct.pop(key) for key in whole}, **options)
-    keys = list(distinct)
-    for length, members in shared_beginnings([each.context_ids for each in distinct.values()]):
-        group = {keys[i]: distinct[keys[i]] for i in members}
-        values, tokens = _score_group(model, params, group, length, **options)
+    for group, shared, cache in _groups(params, distinct):
+        values, tokens = _score_group(model, params, group, shared, cache, **options)
         results |= values
         computed += tokens
     if not all(np.all(np.isfinite(nats)) for nats, _ in results.values()):
@@ -94,6 +128,19 @@ def log_likelihoods(
     values = [results[_key(each)] if each.continuations else (np.zeros(0), np.zeros(0, bool)) for each in prompts]
     tokens = [np.array([len(ids) for ids in each.continuations], np.int64) for each in prompts]
     return Likelihoods([nats for nats, _ in values], tokens, [top for _, top in values if greedy], computed)
+
+
+def _groups(params, prompts: dict) -> Iterator[tuple[dict, int, dict[str, Any] | None]]:
+    """(some of {key: TokenPrompt}, the number of tokens of their common beginning, its cache if it is kept)."""
+    kept, rest = _KEPT.get(), dict(prompts)
+    for each in sorted(kept or (), key=lambda each: -len(each.ids)):
+        n = len(each.ids)
+        after = [key for key, (ids, _) in rest.items() if len(ids) > n and np.array_equal(ids[:n], each.ids)]
+        if after and each.params is params:
+            yield {key: rest.pop(key) for key in after}, n, each.cache
+    least, keys = LEAST_SAVED if kept is None else 1, list(rest)
+    for length, members in shared_beginnings([each.context_ids for each in rest.values()], least):
+        yield {keys[i]: rest[keys[i]] for i in members}, length, None
 
 
 def _key(prompt: TokenPrompt) -> tuple[bytes, ...]:
@@ -111,16 +158,18 @@ def _fixed_angles(model, context: int) -> float:
     return original - (model.max_len - context) if by_length(model.rope_scaling) else math.inf
 
 
-def shared_beginnings(texts: Sequence[np.ndarray]) -> list[tuple[int, list[int]]]:
+def shared_beginnings(texts: Sequence[np.ndarray], least: int | None = None) -> list[tuple[int, list[int]]]:
     """Groups of texts with a common beginning that is encoded once: [(its length, indices into `texts`)].
 
     The length is 0 for texts that share nothing worthwhile, and shorter than every text of the group. The groups save
-    the most tokens of all groups of neighbours in the sorted order; each group must save `LEAST_SAVED`.
+    the most tokens of all groups of neighbours in the sorted order; each group must save `least`
+    (None: `LEAST_SAVED`).
 
     >>> texts = [np.array([*range(200), n]) for n in (7, 8, 9)] + [np.array([5, 6])]
     >>> shared_beginnings(texts)
     [(200, [0, 1, 2]), (0, [3])]
     """
+    least = LEAST_SAVED if least is None else least
     order = sorted(range(len(texts)), key=lambda i: texts[i].tobytes())
     common = np.zeros(len(texts), np.int64)  # of each text and the one before it
     for at in range(1, len(order)):
@@ -134,7 +183,7 @@ def shared_beginnings(texts: Sequence[np.ndarray]) -> list[tuple[int, list[int]]
         best[j] = best[j - 1]
         if j > 1:
             saved = shortest[:-1] * np.arange(j - 1, 0, -1)
-            total = np.where(saved >= LEAST_SAVED, best[: j - 1] + saved - LEAST_SAVED, -1)
+            total = np.where(saved >= least, best[: j - 1] + saved - least, -1)
             start = int(np.argmax(total))
             if total[start] > best[j]:
                 best[j], first[j] = total[start], start
@@ -150,17 +199,20 @@ def shared_beginnings(texts: Sequence[np.ndarray]) -> list[tuple[int, list[int]]
 
 
 def _score_group(
-    model, params, group: dict, shared: int, *, context: int, batch_size: int, greedy: bool
+    model, params, group: dict, shared: int, cache=None, *, context: int, batch_size: int, greedy: bool
 ) -> tuple[dict, int]:
     """({key: (nats float64 [continuations], greedy bool [continuations])}, tokens read) of {key: TokenPrompt}.
 
-    All contexts begin with the same `shared` tokens.
+    All contexts begin with the same `shared` tokens; `cache` is theirs, or None to encode them.
     """
     grid = Grid(context, batch_size, model.vocab_size if greedy else 0, is_coarse(model, params, batch_size))
-    past, computed = (), 0
-    if shared:
+    computed = 0
+    if shared and cache is None:
         beginning = next(iter(group.values())).context_ids[:shared]
-        past, computed = (_encode(model, params, padded([beginning], 1, grid.beginning(shared))),), shared
+        cache, computed = _encode(model, params, padded([beginning], 1, grid.beginning(shared))), shared
+        if (kept := _KEPT.get()) is not None:
+            kept.append(Beginning(params, beginning, cache))
+    past = (cache,) if shared else ()
     keys, prompts = list(group), list(group.values())
     sizes = [(len(ids) - shared + sum(map(len, ends)) - len(ends), sum(map(len, ends))) for ids, ends in prompts]
     computed += sum(tokens for tokens, _ in sizes)

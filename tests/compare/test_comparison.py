@@ -41,6 +41,7 @@ TIMES = {
     'interrupted',
     'device_seconds',
     'query_seconds',
+    'query_seconds_cached',
     'update_seconds',
     'peak_bytes',
     'joules',

@@ -31,6 +31,37 @@ def test_blocks_are_the_rows_that_the_subset_lacks_and_are_scored_once(small):
     assert measures.blocks(shared, trial, predict, [own]) == [own] and len(asked) == 1
 
 
+@pytest.mark.parametrize(('select', 'shots'), [('fixed', 4), ('bm25', 4), ('fixed', 0)])
+def test_a_cached_query_reads_its_own_tokens_alone(small, monkeypatch, select, shots):
+    shared, _ = small('cached', ('few_shot',))
+    pool = shared.subset(16, 1)
+    form = predictors.settings(shared.task, shots=shots, select=select)
+    predict = predictors.by_likelihood(shared.model, pool, form, {'score': 'sum', 'temperature': 1.0, 'bias': []})
+    [whole], read = predict(shared.task.selection[:1]), []
+    log_likelihoods = likelihood.log_likelihoods
+
+    def recorded(model, params, prompts, batch_size):
+        values = log_likelihoods(model, params, prompts, batch_size)
+        read.append((len(prompts[0].context_ids), values.computed_tokens))
+        return values
+
+    def timed(answer, queries):
+        np.testing.assert_allclose(answer(queries[0])[0], whole, atol=1e-4)
+        return float(read[-1][1])
+
+    monkeypatch.setattr(likelihood, 'log_likelihoods', recorded)
+    monkeypatch.setattr(measures, 'query_seconds', timed)
+    seconds = measures.latencies(shared, predict, form)
+    every, cached = (seconds[name] for name in ('query_seconds', 'query_seconds_cached'))
+    query = measures.query_of_prompt(shared, shared.model, pool, form, ['sum'])
+    if select == 'fixed' and shots:
+        assert every - cached == pytest.approx(query.shared, abs=8) and cached < every / 2
+    else:
+        assert cached == every
+    predict(shared.task.selection[:1])
+    assert read[-1][1] == every  # nothing is kept outside of the measurement
+
+
 def test_a_query_reads_no_more_than_the_context(small):
     shared, _ = small('tokens', ('few_shot',), sizes=(64,))
     form = predictors.settings(shared.task, shots=-1, select='random')

@@ -249,7 +249,7 @@ def test_seconds_of_the_choice_are_part_of_the_creation(small, monkeypatch):
 def test_the_latency_is_that_of_merged_weights_and_the_scores_are_not(small, monkeypatch, name, left):
     shared, [arm] = small(f'merged_{name}', (name,), sizes=(4,))
     [trial] = trials.listed(shared, [arm])
-    models, measured = {}, {'blocks': [], 'latency': []}
+    models, scored, timed = {}, [], []
     predictor = trained.predictor
 
     def recorded(comparison, trial, loaded, chosen):
@@ -257,18 +257,14 @@ def test_the_latency_is_that_of_merged_weights_and_the_scores_are_not(small, mon
         models[predict] = loaded
         return predict
 
-    def measure(part, result):
-        return lambda *arguments: measured[part].append(models[arguments[-1]]) or result
-
     monkeypatch.setattr(trained, 'predictor', recorded)
-    monkeypatch.setattr(measures, 'latency', measure('latency', 0.25))
-    monkeypatch.setattr(measures, 'blocks', measure('blocks', []))
+    monkeypatch.setattr(measures, 'query_seconds', lambda predict, queries: timed.append(models[predict]) or 0.25)
+    monkeypatch.setattr(measures, 'blocks', lambda *arguments: scored.append(models[arguments[-1]]) or [])
     record = trials.run(shared, trial, trained.run)
     assert record['status'] == 'done' and record['ledger']['query_seconds'] == 0.25, record['reason']
-    (scored,), (timed,) = measured['blocks'], measured['latency']
-    assert adapted(scored) and bool(adapted(timed)) == left
+    assert adapted(scored[0]) and bool(adapted(timed[0])) == left and len(scored) == len(timed) == 1
     rows = shared.task.selection
-    one, other = (predictor(shared, trial, loaded, record['chosen'])(rows) for loaded in (scored, timed))
+    one, other = (predictor(shared, trial, loaded, record['chosen'])(rows) for loaded in (*scored, *timed))
     np.testing.assert_allclose(one, other, atol=1e-4)
 
 

@@ -73,6 +73,17 @@ def test_draws_of_earlier_versions_had_the_bias_of_another_draw_and_are_measured
     assert own['draws'] != [2.0, 2.0] and not updates.outdated(shared, trial, own)
 
 
+def test_costs_that_trials_of_earlier_versions_lack_are_measured(few_shot):
+    shared, trial, record = few_shot
+    for name in ('peak_bytes', 'query_seconds_cached'):
+        costs = {field: value for field, value in record['ledger'].items() if field != name}
+        earlier = record | {'ledger': costs | ({name: None} if name == 'peak_bytes' else {})}
+        assert updates.outdated(shared, trial, earlier)
+        own = updates.measure(shared, trial, earlier)
+        assert own['ledger'][name] > 0 and not updates.outdated(shared, trial, own)
+        assert own['ledger']['selection_flops'] == record['ledger']['selection_flops']
+
+
 def test_blocks_of_another_size_are_scored(few_shot):
     shared, trial, record = few_shot
     larger = trial._replace(next_size=24)

@@ -98,6 +98,21 @@ def _share_short_beginnings(monkeypatch):
     monkeypatch.setattr(likelihood, 'LEAST_SAVED', 64)
 
 
+@pytest.mark.parametrize('name', ['rotary', 'soft prompt'])
+def test_a_prompt_reads_the_beginning_that_earlier_ones_have_left(name):
+    model, params = build(name)
+    [query, *others], other_params = texts(), jax.tree.map(lambda x: x + 1, params)
+    [alone] = likelihood.log_likelihoods(model, params, [query], 1).nats
+    with likelihood.kept_beginnings() as kept:
+        likelihood.log_likelihoods(model, params, others, 4)
+        assert [len(each.ids) for each in kept] == [50]
+        values = likelihood.log_likelihoods(model, params, [query], 1)
+        assert likelihood.log_likelihoods(model, other_params, [query], 1).computed_tokens == 50 + 3
+    np.testing.assert_allclose(values.nats[0], alone, atol=1e-4)
+    assert values.computed_tokens == 3 and len(query.context_ids) == 53
+    assert likelihood.log_likelihoods(model, params, [query], 1).computed_tokens == 53
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(('name', 'greedy'), [*((name, False) for name in CASES), ('rotary', True), (LENGTHS, True)])
 def test_likelihoods_equal_those_of_whole_texts(name, greedy):

@@ -180,7 +180,8 @@ def _evidence(results: Results, choice: Choice) -> list[tuple[str, str]]:
     create = _cost(results, choice, ('create_flops', 'FLOP'), ('device_seconds', 's'), ('price', 'money'))
     query = _cost(results, choice, ('query_flops', 'FLOP'), ('query_seconds', 's'))
     if _cached(results, size, arm):
-        query += f'; with shared tokens cached: {_cost(results, choice, ("query_flops_cached", "FLOP"))}'
+        cached = _cost(results, choice, ('query_flops_cached', 'FLOP'), ('query_seconds_cached', 's'))
+        query += f'; with shared tokens cached: {cached}'
     evidence.append(('Cost', f'to create: {create}; of a query: {query}'))
     if floor := baseline(results):
         evidence.append(('Without a model', f'{percent(floor[0])} by {floor[1]}'))

@@ -24,6 +24,7 @@ from lmtrain.report import terminal
 # (field of the ledger, title, unit of `values.amount`)
 COSTS = (
     ('query_seconds', 'latency of a query', 's'),
+    ('query_seconds_cached', 'latency, shared tokens cached', 's'),
     ('create_flops', 'compute to create', 'FLOP'),
     ('device_seconds', 'time to create', 's'),
     ('price', 'price to create', 'money'),

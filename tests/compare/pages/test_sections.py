@@ -37,6 +37,7 @@ def test_trade_offs(content):
     assert lora['accuracy (95 % interval) ↑'] == '84.0 % (78.9 to 89.1)'
     assert lora['latency of a query ↓'] == '28 ms' and lora['compute to create ↓'] == '25.0 PFLOP'
     assert lora['time to update ↓'] == '4m 10s' and rows['k-shot']['time to update ↓'] == '0 s'
+    assert lora['latency, shared tokens cached ↓'] == '28 ms' != rows['k-shot']['latency of a query ↓']
     assert lora['cache of shared tokens ↓'] == '0 B' and rows['k-shot']['cache of shared tokens ↓'] == '1.02 MB'
     assert lora['stored ↓'] == '2.40 MB' and lora['trained parameters ↓'] == '600k'
     assert lora['price to create ↓'] == '0.0025 EUR' and lora['forgetting, bits per byte ↓'] == '+0.100'
