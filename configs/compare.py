@@ -247,6 +247,8 @@ def get_config():
         config.compare.template = ''  # a row as text, ending in {label}; '' is '{text}\\nLabel: {label}'
         # Other templates, of {text} and {label}, with which prompts are repeated at the largest size; () is none.
         config.compare.templates = ('{text}\nCategory: {label}', 'Text: {text}\nAnswer: {label}')
+        # File or folder with text like that of the base, for forgetting; '' is the text of the run that pretrained it.
+        config.compare.base_text = ''
         config.compare.only = DEFAULT  # names of the arms to run; () is all
         config.compare.currency = 'EUR'  # currency of the prices below
         config.compare.device_hour = 0.0  # price of one device for an hour

@@ -273,8 +273,8 @@ FAULTS = {
         ('draws are never repeated', 'prompted.draws(comparison, trial, form, chosen)', "record['draws']"),
         (
             'forgetting of the largest size alone is not measured',
-            "is_largest and bool(comparison.own_text) and record['forgetting'] is None",
-            'False',
+            'return forgetting.is_missing(comparison, trial, record)',
+            'return False',
         ),
         (
             'templates are never repeated',

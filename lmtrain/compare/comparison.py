@@ -119,9 +119,9 @@ def assemble(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparis
     notes += (
         [f'{cut} training and selection rows have more than data.seq_len = {config.data.seq_len} tokens'] if cut else []
     )
-    text, reason = forgetting.own_text(comparison)
-    notes += [f'forgetting is not measured: {reason}'] if reason else []
-    comparison = comparison._replace(own_text=text, programs={})
+    text = forgetting.own_text(comparison)
+    notes += [f'forgetting is not measured: {text.reason}'] if text.reason else []
+    comparison = comparison._replace(own_text=text.batches, text_digest=text.digest, programs={})
     return comparison._replace(plans={arm.name: planning.plan(comparison, arm) for arm in selected}), notes
 
 

@@ -3,37 +3,96 @@
 import functools
 import math
 import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lmtrain import data, tree
-from lmtrain.compare.trials import Comparison
+from lmtrain.compare.trials import Comparison, Trial
+from lmtrain.data.corpus import TooShort
 from lmtrain.errors import InputError
 from lmtrain.models import Transformer, lm_head
 from lmtrain.tasks import TASKS
 from lmtrain.training.init_from import OF_HEADS
 from lmtrain.training.load import LoadedModel
 
-ROWS, LENGTH, BATCH_SIZE = 64, 256, 4  # of the validation text of the base
+ROWS, LENGTH, BATCH_SIZE = 64, 256, 4  # of the text of the base
 
 
-def own_text(comparison: Comparison) -> tuple[list[dict[str, np.ndarray]], str]:
-    """(batches of the validation text of the base's pretraining, why there are none)."""
+class OwnText(NamedTuple):
+    """The text on which forgetting is measured.
+
+    Attributes:
+      batches: of it; [] if there is none.
+      digest: identifies a text that the config names; '' is that of the run that pretrained the base.
+      reason: why there is none; '' if there is one.
+    """
+
+    batches: list[dict[str, np.ndarray]]
+    digest: str = ''
+    reason: str = ''
+
+
+def own_text(comparison: Comparison) -> OwnText:
+    """The text of config.compare.base_text; without it, the validation text of the base's pretraining.
+
+    Raises InputError if config.compare.base_text cannot be read or is shorter than a row.
+    """
     config, model = comparison.model.config, comparison.model.model
-    if config is None:
-        return [], 'the text that the base was pretrained on is not known'
-    if TASKS[config.task.name].reads_rows or not model.causal:
-        return [], 'the base is no causal language model of a text'
-    settings = config.data.to_dict() | {'tokenizer': str(comparison.base.tokenizer.absolute())}
+    if not model.causal or model.head != 'lm' or config and TASKS[config.task.name].reads_rows:
+        return OwnText([], reason='the base is no causal language model of a text')
+    settings = {'tokenizer': str(comparison.base.tokenizer.absolute())}
     settings['seq_len'] = min(LENGTH, model.max_len // 2)  # virtual tokens have space before the text
+    if comparison.config.compare.base_text:
+        return _named(comparison.config, settings, model.vocab_size)
+    if config is None:
+        return OwnText([], reason='the text that the base was pretrained on is not known; set config.compare.base_text')
     try:
-        corpus = data.prepare(**settings, vocab_limit=model.vocab_size)
+        corpus = data.prepare(**config.data.to_dict() | settings, vocab_limit=model.vocab_size)
     except (InputError, FileNotFoundError) as error:
-        return [], str(error)
-    stream = data.Stream(corpus, 'validation', BATCH_SIZE, seed=0, shuffle=False, limit=ROWS // BATCH_SIZE)
-    return [stream.batch(step) for step in range(stream.steps_per_epoch)], ''
+        return OwnText([], reason=str(error))
+    return OwnText(_batches(corpus, 'validation'))
+
+
+def _named(config, settings: dict[str, Any], vocab_size: int) -> OwnText:
+    """The text of config.compare.base_text, read as data.source is, with all of it in one split."""
+    named, seq_len = config.compare.base_text, settings['seq_len']
+    whole = {'source': named, 'mix': (), 'split': 'document', 'validation': 0.0, 'test': 0.0, 'isolate': True}
+    whole |= {'mask_rate': 0.0, 'whole_word': False}
+    try:
+        corpus = data.prepare(**config.data.to_dict() | whole | settings, vocab_limit=vocab_size)
+    except TooShort as error:
+        raise InputError(
+            f'config.compare.base_text={named!r} has {error.tokens} tokens of the base, and a row for forgetting has '
+            f'{seq_len}: name a longer text'
+        ) from None
+    except (InputError, FileNotFoundError) as error:
+        raise InputError(f'config.compare.base_text={named!r}, which is read as data.source: {error}') from None
+    return OwnText(_batches(corpus, 'train'), corpus.fingerprint)
+
+
+def _batches(corpus: data.Corpus, split: str) -> list[dict[str, np.ndarray]]:
+    stream = data.Stream(corpus, split, BATCH_SIZE, seed=0, shuffle=False, limit=ROWS // BATCH_SIZE)
+    return [stream.batch(step) for step in range(stream.steps_per_epoch)]
+
+
+def record(comparison: Comparison, trial: Trial, trained: LoadedModel) -> dict[str, Any]:
+    """{'forgetting': `measure` at the largest size, else None; 'forgetting_text': the digest of its text}."""
+    is_largest = trial.size == comparison.sizes[-1]
+    return {
+        'forgetting': measure(comparison, trained) if is_largest else None,
+        'forgetting_text': comparison.text_digest,
+    }
+
+
+def is_missing(comparison: Comparison, trial: Trial, recorded: Mapping[str, Any]) -> bool:
+    """Whether a trial.json at the largest size lacks what `record` measures, or has it of another text."""
+    if trial.size != comparison.sizes[-1] or not comparison.own_text:
+        return False
+    return recorded['forgetting'] is None or recorded.get('forgetting_text', '') != comparison.text_digest
 
 
 def measure(comparison: Comparison, trained: LoadedModel) -> dict[str, float] | None:

@@ -31,6 +31,7 @@ def collect(comparison: Comparison, arms: Sequence[Arm], finished: Finished, not
         'task': _task(comparison, records, notes),
         'base': {
             'directory': comparison.config.init.base,
+            'text': compare.base_text,
             'parameters': tree.count(model.params),
             'context': model.model.max_len,
             'causal': model.model.causal,

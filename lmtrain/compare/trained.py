@@ -151,7 +151,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     predict = predictor(comparison, trial, loaded, chosen)
     result['blocks'] = measures.blocks(comparison, trial, predict)
     result['rows_used'] = rows_used(comparison, trial, config)
-    result['forgetting'] = forgetting.measure(comparison, loaded) if trial.size == comparison.sizes[-1] else None
+    result |= forgetting.record(comparison, trial, loaded)
     tokens = result['selection'].get('prompt_tokens')
     query = _query(comparison, trial, loaded, chosen, tokens)
     evaluated = _spent(comparison, trial, loaded, query, costs, len(tried), tokens)

@@ -52,7 +52,8 @@ class Comparison(NamedTuple):
       config: of the comparison.
       model: the base, loaded once.
       sizes: of the subsets, ascending.
-      own_text: batches of the text that the base was pretrained on; [] if it is not known.
+      own_text: batches of the text that the base was pretrained on, or of one like it; [] if it is not known.
+      text_digest: identifies it; '' is the text of the run that pretrained the base.
       plans: {arm: what is known of its trials before they run}.
       programs: compiled functions of the trials so far (`Run.programs`).
     """
@@ -64,6 +65,7 @@ class Comparison(NamedTuple):
     model: LoadedModel
     sizes: list[int]
     own_text: list[dict[str, np.ndarray]] = []
+    text_digest: str = ''
     plans: dict[str, Any] = {}
     programs: dict[Any, Any] | None = None
 

@@ -18,8 +18,7 @@ def outdated(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bo
     if _lacks_costs(trial, record):
         return True
     if trial.arm.kind == 'train':
-        is_largest = trial.size == comparison.sizes[-1]
-        return is_largest and bool(comparison.own_text) and record['forgetting'] is None
+        return forgetting.is_missing(comparison, trial, record)
     if _has_other_draws(comparison, trial, record):
         return True
     return _has_other_templates(comparison, trial, record)
@@ -34,8 +33,8 @@ def measure(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> dic
     if trial.arm.kind == 'train':
         loaded = trained.load(comparison, trial, chosen)
         predict = trained.predictor(comparison, trial, loaded, chosen)
-        if trial.size == comparison.sizes[-1] and record['forgetting'] is None:
-            changed['forgetting'] = forgetting.measure(comparison, loaded)
+        if forgetting.is_missing(comparison, trial, record):
+            changed |= forgetting.record(comparison, trial, loaded)
         if _lacks_costs(trial, record):
             changed['ledger'] = record['ledger'] | trained.latencies(comparison, trial, loaded, chosen)
     else:

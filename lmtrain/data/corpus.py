@@ -25,6 +25,12 @@ from lmtrain.files import local_path, read_json, write_json
 from lmtrain.runtime import progress
 
 
+class TooShort(InputError):
+    """The text has fewer tokens than one row; `tokens` is their number."""
+
+    tokens = 0
+
+
 @dataclass(frozen=True)
 class Corpus:
     """The result of `prepare`: the tokenizer, the splits, and a hash of everything that determines a batch."""
@@ -276,10 +282,12 @@ def _join_sources(
     tokens = splits['train'].num_tokens
     if tokens < seq_len:
         fitting = 1 << max(1, (tokens // 2).bit_length() - 1)  # two rows or more
-        raise InputError(
+        error = TooShort(
             f'{source}: the train split has {tokens} tokens in all, less than one row of data.seq_len={seq_len}: '
             f'give more text, or shorter rows, such as --config.data.seq_len={fitting}'
         )
+        error.tokens = tokens
+        raise error
     _check_not_empty(source, splits, [name for name in ('validation', 'test') if rule[name]])
     return splits
 

@@ -1,6 +1,7 @@
 """Forgetting: bits per byte and divergence on the text of the base, against numpy."""
 
 import dataclasses
+import json
 import math
 import re
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 import lmtrain
-from configs import tiny
+from configs import compare, tiny
 from lmtrain import tree
 from lmtrain.compare import forgetting
 from lmtrain.compare.trials import Comparison
+from lmtrain.errors import InputError
 from lmtrain.models import lm_head
 from lmtrain.training.init_from import open_base
 
@@ -24,12 +26,53 @@ def comparison(text):
     config.data.source, config.data.cache = str(text), str(text.parent / 'cache')
     config.data.validation = config.data.test = 0.2
     lmtrain.train(config, text.parent / 'base')
-    own = Comparison(
-        None, text.parent, None, open_base(str(text.parent / 'base')), lmtrain.load(text.parent / 'base'), []
-    )
-    batches, reason = forgetting.own_text(own)
-    assert batches and not reason
-    return own._replace(own_text=batches)
+    settings = compare.get_config()
+    settings.data.cache = str(text.parent / 'cache')
+    base = text.parent / 'base'
+    own = Comparison(settings, text.parent, None, open_base(str(base)), lmtrain.load(base), [])
+    found = forgetting.own_text(own)
+    assert found.batches and not found.reason and not found.digest
+    return own._replace(own_text=found.batches)
+
+
+def of_text(comparison, path):
+    """The comparison on a base from elsewhere, with config.compare.base_text."""
+    config = comparison.config.copy_and_resolve_references()
+    config.compare.base_text = str(path)
+    return comparison._replace(config=config, model=comparison.model._replace(config=None), own_text=[])
+
+
+def test_a_named_text_is_that_of_a_base_from_elsewhere(comparison, tmp_path):
+    unknown = of_text(comparison, '')
+    assert forgetting.own_text(unknown).reason.endswith('is not known; set config.compare.base_text')
+    texts = [f'{i} cats sat on {i * i} mats. ' * 3 for i in range(9)]  # fewer than ROWS rows
+    (tmp_path / 'folder').mkdir()
+    for i, text in enumerate(texts):
+        (tmp_path / 'folder' / f'{i}.txt').write_text(text, encoding='utf-8')
+    (tmp_path / 'one.txt').write_text(texts[0], encoding='utf-8')
+    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts), encoding='utf-8')
+    digests = set()
+    for name, documents in (('folder', 9), ('one.txt', 1), ('rows.jsonl', 9)):
+        own = of_text(comparison, tmp_path / name)
+        found = forgetting.own_text(own)
+        num_bytes = sum(batch['bytes'].sum() for batch in found.batches)
+        assert num_bytes == sum(len(text) for text in texts[:documents]) and not found.reason  # every document
+        measured = forgetting.measure(own._replace(own_text=found.batches), own.model)
+        assert measured['kl'] == 0 and measured['bits_per_byte_before'] > 0
+        digests.add(found.digest)
+    assert len(digests) == 2 and '' not in digests  # the folder and the rows are one text
+
+
+def test_a_named_text_that_is_missing_or_short_is_refused(comparison, tmp_path):
+    (tmp_path / 'short.txt').write_text('cats', encoding='utf-8')
+    with pytest.raises(
+        InputError, match=r"config.compare.base_text='.*absent.txt', which is read as data.source: .*no "
+    ):
+        forgetting.own_text(of_text(comparison, tmp_path / 'absent.txt'))
+    with pytest.raises(
+        InputError, match=r"config.compare.base_text='.*short.txt' has [56] tokens of the base, and a row"
+    ):
+        forgetting.own_text(of_text(comparison, tmp_path / 'short.txt'))
 
 
 def test_the_base_has_forgotten_nothing(comparison):

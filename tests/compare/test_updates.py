@@ -106,3 +106,9 @@ def test_forgetting_is_measured_when_a_size_becomes_the_largest(small):
     assert not updates.outdated(largest._replace(own_text=[]), alone, own)  # of a base whose text is not known
     measured = updates.measure(largest, alone, own)
     assert measured['forgetting']['kl'] == pytest.approx(0, abs=1e-6) and not updates.outdated(largest, alone, measured)
+    other = largest._replace(own_text=largest.own_text[:1], text_digest='of another text')
+    assert updates.outdated(other, alone, measured)
+    again = updates.measure(other, alone, measured)
+    bits = [each['forgetting']['bits_per_byte_before'] for each in (measured, again)]
+    assert bits[0] != bits[1] and not updates.outdated(other, alone, again)
+    assert updates.outdated(largest, alone, again)  # the config names no text any more

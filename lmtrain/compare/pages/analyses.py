@@ -103,8 +103,10 @@ def forgetting(results: Results) -> list:
     own = results.get('forgetting') or {}
     if not own:
         return []
-    text = "Bits per byte on the base's own text before and after, and the KL divergence of the predictions from those "
-    text += 'of the base. A prompt changes no parameter.'
+    named = (results.get('base') or {}).get('text')
+    which = f'{named}, a text like that of the base,' if named else "the base's own text"
+    text = f'Bits per byte on {which} before and after, and the KL divergence of the predictions from those of the '
+    text += 'base. A prompt changes no parameter.'
     known = {arm: change for arm in own if (change := values.forgotten(results, arm)) is not None}
     arms = sorted(own, key=lambda arm: known.get(arm, float('inf')))
     widest = max(map(abs, known.values()), default=0.0) or 1.0
