@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument('--workdir', default='runs/compare', type=pathlib.Path, help='continued if it exists')
     folder = parser.parse_args().workdir.absolute()
     from_nothing, began = not folder.exists(), time.perf_counter()
-    results = comparison.run(folder, {})
+    results = comparison.run(folder, comparison.PRICES)
     minutes = (time.perf_counter() - began) / 60
     # A comparison that goes on where another call stopped does not tell how long the whole takes.
     timed = [record.row('the whole command', f'{minutes:.1f} min', f'<= {MINUTES} min', minutes <= MINUTES)]
@@ -34,7 +34,7 @@ def main() -> None:
         timed if from_nothing else [],
     )
     page = record.ROOT / 'experiments' / NAME / 'report.html'
-    page.write_text(comparison.page(folder, {}), encoding='utf-8')
+    page.write_text(comparison.page(folder, comparison.PRICES), encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from experiments import cli, record
 
+# Examples for a machine of two cores, not measurements: EUR for an hour of it and for a kilowatt-hour, and its power.
+PRICES = {'compare.device_hour': 0.10, 'compare.kwh': 0.30, 'compare.watts': 65.0}
+
 
 def run(workdir: pathlib.Path, config: Mapping[str, object]) -> dict:
     """results.json of a comparison; a second call runs what is missing in the folder."""
@@ -73,7 +76,12 @@ def figures(task: str, results: dict) -> list[dict]:
             values.quantity(values.cost(results, arm, size, field), 'FLOP') for field in ('create_flops', 'query_flops')
         )
         figure = f'{values.percent(entry["accuracy"])} ({values.interval(entry.get("interval"))})'
-        figure += f'; to create {create}, {seconds}; for a query {query}'
+        money = [
+            values.amount(results, amount, unit)
+            for field, unit in (('price', 'money'), ('joules', 'J'))
+            if (amount := values.cost(results, arm, size, field)) is not None
+        ]
+        figure += f'; to create {", ".join([create, seconds, *money])}; for a query {query}'
         rows.append(record.row(f'{task}, {arm}, {entry["size"]} rows: accuracy (95 % interval)', figure))
     missing = [(name, arm) for name, arm in results['arms'].items() if arm['status'] != 'done']
     return rows + [record.row(f'{task}, {name}', f'{arm["status"]}: {arm["reason"]}') for name, arm in missing]
@@ -147,7 +155,7 @@ def on_tasks(name: str, description: str, tasks: Mapping[str, dict], shared: dic
 
 def _measure(options: argparse.Namespace, tasks: Mapping[str, dict], shared: dict, out: pathlib.Path) -> None:
     """Runs the comparisons; writes TASK.json (results, machine, versions, minutes) and TASK.html into `out`."""
-    shared = shared | {'init.base': options.base.absolute(), 'data.root': options.root.absolute()}
+    shared = PRICES | shared | {'init.base': options.base.absolute(), 'data.root': options.root.absolute()}
     shared |= {'data.tokenizer': 'base', 'data.seq_len': 128, 'task.too_long': 'cut', 'compare.test': options.test}
     out.mkdir(parents=True, exist_ok=True)
     for task in options.tasks.split(','):

@@ -6,7 +6,11 @@ import types
 
 import pytest
 
+from configs import compare
+from experiments.prompt_or_train import __main__ as default
 from experiments.prompt_or_train import comparison
+from experiments.prompt_or_train_decoder import __main__ as decoder
+from experiments.prompt_or_train_encoder import __main__ as encoder
 
 TASK = {'name': 'classify', 'classes': ['re', 'json'], 'rows': {'train': 90, 'selection': 20, 'test': 50}}
 RESULTS = {
@@ -47,6 +51,32 @@ def test_figures_are_those_of_the_largest_size_and_name_arms_without_a_result():
         and 'to create 3.00 GFLOP, 2 s; for a query 5.00 MFLOP' in lora['figure']
     )
     assert failed['what'] == 'docs, nearest' and failed['figure'] == 'failed: no room'
+
+
+def test_figures_have_price_and_energy_if_they_are_known():
+    ledger = RESULTS['trials'][0]['ledger'] | {'price': 0.0012, 'joules': 130.0}
+    results = RESULTS | {'trials': [each | {'ledger': ledger} for each in RESULTS['trials']]}
+    _, lora, _ = comparison.figures('docs', results | {'prices': {'currency': 'EUR'}})
+    assert 'to create 3.00 GFLOP, 2 s, 0.0012 EUR, 130 J; for a query' in lora['figure']
+
+
+def test_every_experiment_has_the_example_prices(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(comparison, 'run', lambda folder, config: called.append(config) or RESULTS)
+    monkeypatch.setattr(comparison, 'page', lambda folder, config: '')
+    monkeypatch.setattr(comparison, 'write', lambda *arguments: None)
+    monkeypatch.setattr(comparison.record, 'ROOT', tmp_path)
+    (tmp_path / 'experiments' / 'prompt_or_train').mkdir(parents=True)
+    monkeypatch.setattr('sys.argv', ['prompt_or_train', f'--workdir={tmp_path / "run"}'])
+    default.main()
+    for module in (decoder, encoder):
+        paths = {'base': tmp_path, 'root': tmp_path, 'workdir': tmp_path / 'run', 'test': 0, 'parts': 1}
+        options = types.SimpleNamespace(tasks='polarity', **paths)
+        comparison._measure(options, module.TASKS, module.SHARED, tmp_path / 'out')
+    assert len(called) == 3 and all(config.items() >= comparison.PRICES.items() for config in called)
+    config = compare.get_config()
+    config.update_from_flattened_dict(comparison.PRICES)
+    assert (config.compare.device_hour, config.compare.kwh, config.compare.watts) == (0.1, 0.3, 65.0)
 
 
 def test_results_name_no_folder_of_a_machine():
