@@ -243,7 +243,8 @@ def get_config():
         config.compare.selection = 96  # rows held out of the training rows, on which rate, step and prompt are chosen
         config.compare.test = 256  # rows of the test split; 0 is all
         config.compare.margin = 0.03  # difference of accuracies up to which arms count as equivalent, in [0, 1]
-        config.compare.draws = 6  # sets and orders of demonstrations, per seed of the largest size; 0 is none
+        # Other sets of demonstrations, and other orders of one set, per seed of the largest size; 0 is none.
+        config.compare.draws = 6
         config.compare.template = ''  # a row as text, ending in {label}; '' is '{text}\\nLabel: {label}'
         # Other templates, of {text} and {label}, with which prompts are repeated at the largest size; () is none.
         config.compare.templates = ('{text}\nCategory: {label}', 'Text: {text}\nAnswer: {label}')

@@ -272,6 +272,11 @@ FAULTS = {
         ('blocks of other sizes are not scored', 'if scored != comparison.spans(trial):', 'if False:'),
         ('draws are never repeated', 'prompted.draws(comparison, trial, form, chosen)', "record['draws']"),
         (
+            'orders are never measured later',
+            'prompted.num_orders(comparison, trial, form, count)',
+            "len(record.get('orders', ()))",
+        ),
+        (
             'forgetting of the largest size alone is not measured',
             'return forgetting.is_missing(comparison, trial, record)',
             'return False',
@@ -289,6 +294,8 @@ FAULTS = {
             'comparison.model, own, form, queries',
             'comparison.model, pool, form, queries',
         ),
+        ('orders have other demonstrations too', 'pool = _shown(pool, form, count)', 'pass'),
+        ('orders repeat', 'seen.setdefault(tuple(', 'seen.setdefault(len(seen) or tuple('),
     ],
     'lmtrain/compare/rows.py': [
         ('selection rows are in the subsets', 'ordered[:count], ordered[count:]', 'ordered[:count], ordered'),
@@ -311,6 +318,16 @@ FAULTS = {
     'lmtrain/compare/analysis.py': [
         ('no correction for many pairs', "each[f'{name}_holm'] = p\n", "each[f'{name}_holm'] = each[name]\n"),
         ('size 0 holds for no size', "each['size'] in (size, 0)", "each['size'] == size"),
+        (
+            'the worst and the best prompt have one interval',
+            'round(result[name] * rows)',
+            "round(result['best'] * rows)",
+        ),
+        (
+            'the order has the deviation of other demonstrations',
+            'python_statistics.fmean(own)) ** 2',
+            "result['mean']) ** 2",
+        ),
     ],
     'lmtrain/training/sweep.py': [
         ('the median in place of the mean', 'float(np.mean(values)) for name', 'float(np.median(values)) for name'),
@@ -581,10 +598,6 @@ FAULTS = {
         ),
         ('the whole match is compared', 'match[1] if compiled.groups else match[0]', 'match[0]'),
         ('invalid answers match', 'value is not ... and any(', 'any('),
-    ],
-    'lmtrain/evaluation/sensitivity.py': [
-        ('the worst is the best', '(accuracies.argmax())', '(accuracies.argmin())'),
-        ('orders repeat', 'if len(seen) == count:', 'if True:'),
     ],
     'lmtrain/evaluation/task_file.py': [
         ('paths start at the current folder', 'read_rows(name, str(path.parent))', "read_rows(name, '')"),

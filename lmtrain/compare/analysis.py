@@ -123,18 +123,38 @@ def code_lengths(records: Records, sizes: Sequence[int], num_classes: int) -> di
 
 
 def sensitivity(records: Records, field: str) -> dict[str, dict[str, Any]]:
-    """{arm: `statistics.spread` of its accuracies on the selection rows over other prompts}, of all seeds together.
+    """{arm: how its accuracy on the selection rows varies over other prompts}, of all seeds together.
 
-    Its intervals are over prompts: the rows are the same for all of them, and are not resampled.
+    It is `statistics.spread`, whose intervals are over prompts: the rows are the same for all of them, and are not
+    resampled. 'stdev_within' is the standard deviation within a seed, where the demonstrations of 'orders' are the
+    same. 'worst_interval' and 'best_interval' are Wilson intervals over the selection rows, for this one prompt: the
+    best of several is an optimistic choice.
 
     Args:
-      field: of trial.json, 'draws' (sets and orders of demonstrations) or 'templates'.
+      field: of trial.json, 'draws' (sets and orders of demonstrations), 'orders' (of the same ones) or 'templates'.
     """
-    draws: dict[str, list[float]] = {}
+    measured: dict[str, list[list[float]]] = {}
+    rows = {}
     for record in records:
-        measured = [accuracy for accuracy in record.get(field) or () if accuracy is not None]
-        draws.setdefault(record['arm'], []).extend(measured)
-    return {arm: statistics.spread(values) for arm, values in draws.items() if values}
+        if own := [accuracy for accuracy in record.get(field) or () if accuracy is not None]:
+            measured.setdefault(record['arm'], []).append(own)
+            rows[record['arm']] = record['selection']['rows']
+    return {arm: _spread(groups, rows[arm]) for arm, groups in measured.items()}
+
+
+def _spread(groups: Sequence[Sequence[float]], rows: int) -> dict[str, Any]:
+    """`statistics.spread` of accuracies on `rows` rows, and what `sensitivity` adds.
+
+    Args:
+      groups: the accuracies of each seed.
+    """
+    result = statistics.spread([accuracy for own in groups for accuracy in own])
+    for name in ('worst', 'best'):
+        hits = np.arange(rows) < round(result[name] * rows)
+        result[f'{name}_interval'] = list(statistics.proportion(hits)[2:])
+    freedom = result['n'] - len(groups)
+    squares = sum((accuracy - python_statistics.fmean(own)) ** 2 for own in groups for accuracy in own)
+    return result | {'stdev_within': (squares / freedom) ** 0.5 if freedom else None}
 
 
 def forgetting(records: Records) -> dict[str, dict[str, float]]:

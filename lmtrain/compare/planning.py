@@ -84,6 +84,7 @@ def _prompted(comparison: Comparison, trial: Trial) -> Plan:
     pool, form = prompted.prompt(comparison, trial, chosen | {'select': settings['select']})
     query = measures.query_of_prompt(comparison, model, pool, form, settings['scores'])
     again = prompted.num_draws(comparison, trial, form) + len(prompted.template_texts(comparison, trial)[1:])
+    again += prompted.num_orders(comparison, trial, form, prompted.held(trial, form))
     rows = (len(texts) + again) * selected + comparison.task.facts['rows']['test']
     flops = ledger.scoring(model.model, model.params, query, rows).flops
     if settings['search']:

@@ -1,7 +1,8 @@
 """Trials that prompt: instruction, scoring and, by a search, demonstrations are chosen on the selection rows."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.inference import demonstrations, prompt_search
 from lmtrain.inference.prompting import PromptSettings
+from lmtrain.inference.questions import Question, ask
 
 
 def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
@@ -33,6 +35,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     predict = predictor(comparison, trial, chosen)
     result['blocks'] = measures.blocks(comparison, trial, predict)
     result |= {'draws': draws(comparison, trial, form, chosen), 'draws_fitted': True}
+    result['orders'] = orders(comparison, trial, form, chosen, held(trial, form, result['selection']))
     result['template_texts'] = template_texts(comparison, trial)
     result['templates'] = templates(comparison, trial, chosen, result['selection'])
     tokens = result['selection']['prompt_tokens']
@@ -69,9 +72,28 @@ def costs(comparison: Comparison, trial: Trial, record: Mapping[str, Any], predi
 
 def num_draws(comparison: Comparison, trial: Trial, form: PromptSettings) -> int:
     """How many accuracies `draws` has: compare.draws of arms that draw demonstrations, at the largest size; else 0."""
-    if trial.size != comparison.sizes[-1] or form.select not in ('random', 'fixed', 'balanced') or form.shots < 1:
+    if trial.size != comparison.sizes[-1] or form.select not in ('random', 'fixed', 'balanced') or not form.shots:
         return 0
     return comparison.config.compare.draws
+
+
+def num_orders(comparison: Comparison, trial: Trial, form: PromptSettings, count: int) -> int:
+    """How many accuracies `orders` has: `num_draws`, fewer if so few demonstrations have fewer other orders.
+
+    Args:
+      count: of the demonstrations, see `held`.
+    """
+    return min(num_draws(comparison, trial, form), math.factorial(count) - 1)
+
+
+def held(trial: Trial, form: PromptSettings, selected: Mapping[str, Any] = {}) -> int:
+    """How many demonstrations the prompts of a trial hold, their mean rounded down.
+
+    Args:
+      selected: 'shots_mean' of the prompts, as they were scored; without it, all demonstrations are assumed to fit.
+    """
+    asked_for = trial.size if form.shots == demonstrations.ALL else form.shots
+    return min(int(selected.get('shots_mean', asked_for)), trial.size)
 
 
 def draws(comparison: Comparison, trial: Trial, form: PromptSettings, chosen: dict[str, Any]) -> list[float]:
@@ -80,18 +102,57 @@ def draws(comparison: Comparison, trial: Trial, form: PromptSettings, chosen: di
     How much the prompt depends on the draw. Those of 'balanced' are balanced, the last ones of the prompt too. A bias
     of the score is that of the draw, as it would be if the trial had drawn it.
     """
-    pool, task, accuracies = comparison.subset(trial.size, trial.seed), comparison.task, []
-    rng = np.random.default_rng(trial.seed)
-    for _ in range(num_draws(comparison, trial, form)):
-        order = rng.permutation(len(pool)).tolist()
-        if form.select == 'balanced':
-            order = demonstrations.alternate([row.fields['label'] for row in pool], order, rng)[: form.shots][::-1]
-        shared = form._replace(select='first')
-        drawn = [pool[index] for index in order]
-        scored = choice_scores.of_rows(comparison.model, drawn, shared, task.selection, [chosen['score']])
-        [candidate] = choice_scores.candidates(scored, task.selection, task.classes)
-        accuracies.append(candidate['accuracy'])
-    return accuracies
+    pool, rng = comparison.subset(trial.size, trial.seed), np.random.default_rng(trial.seed)
+    drawn = [_draw(pool, form, rng) for _ in range(num_draws(comparison, trial, form))]
+    return [_accuracy(comparison, *each, chosen) for each in drawn]
+
+
+def orders(
+    comparison: Comparison, trial: Trial, form: PromptSettings, chosen: dict[str, Any], count: int
+) -> list[float]:
+    """Accuracies on the selection rows with the same `count` demonstrations in other orders, which all rows share.
+
+    How much the prompt depends on the order alone. The demonstrations are those of the trial; if it draws others for
+    each row, those of the first of `draws`. No order occurs twice, and none is that of the trial or the draw.
+    """
+    wanted = num_orders(comparison, trial, form, count)
+    if not wanted:
+        return []
+    pool = comparison.subset(trial.size, trial.seed)
+    if form.select != 'fixed':
+        pool, form = _draw(pool, form, np.random.default_rng(trial.seed))
+    pool = _shown(pool, form, count)
+    rng, seen = np.random.default_rng([trial.seed, 1]), {tuple(row.place for row in pool): form}
+    while len(seen) <= wanted:
+        other = form._replace(select='fixed', shots=demonstrations.ALL, seed=int(rng.integers(2**31)))
+        seen.setdefault(tuple(row.place for row in _shown(pool, other, count)), other)
+    return [_accuracy(comparison, pool, other, chosen) for other in list(seen.values())[1:]]
+
+
+def _draw(pool: list[Row], form: PromptSettings, rng: np.random.Generator) -> tuple[list[Row], PromptSettings]:
+    """(rows, settings) of another set and order of demonstrations, which all queries share."""
+    if form.select != 'balanced':
+        return pool, form._replace(select='fixed', seed=int(rng.integers(2**31)))
+    shuffled = rng.permutation(len(pool)).tolist()
+    order = demonstrations.alternate([row.fields['label'] for row in pool], shuffled, rng)
+    order = order if form.shots == demonstrations.ALL else order[: form.shots]
+    return [pool[index] for index in order[::-1]], form._replace(select='first')
+
+
+def _shown(pool: Sequence[Row], form: PromptSettings, count: int) -> list[Row]:
+    """The demonstrations that queries share, in their order, of prompts that hold `count` of them."""
+    query, by_place = Question('', '', (), ''), {row.place: row for row in pool}
+    [drawn] = demonstrations.select([query], ask(pool, form)[0], form.shots, form.select, seed=form.seed)
+    kept = drawn[:count] if form.select == 'fixed' else drawn[-count:]  # as a prompt that is too long drops others
+    return [by_place[each.place] for each in kept]
+
+
+def _accuracy(comparison: Comparison, pool: Sequence[Row], form: PromptSettings, chosen: dict[str, Any]) -> float:
+    """The accuracy on the selection rows with the chosen score, its bias fitted on this prompt."""
+    task = comparison.task
+    scored = choice_scores.of_rows(comparison.model, pool, form, task.selection, [chosen['score']])
+    [candidate] = choice_scores.candidates(scored, task.selection, task.classes)
+    return candidate['accuracy']
 
 
 def template_texts(comparison: Comparison, trial: Trial) -> list[str]:

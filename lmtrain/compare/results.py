@@ -43,6 +43,7 @@ def collect(comparison: Comparison, arms: Sequence[Arm], finished: Finished, not
         'pairs': analysis.pairs(hits, list(kinds), compare.margin),
         'description_length': analysis.code_lengths(records, comparison.sizes, len(comparison.task.classes)),
         'sensitivity': analysis.sensitivity(largest, 'draws'),
+        'order_sensitivity': analysis.sensitivity(largest, 'orders'),
         'template_sensitivity': analysis.sensitivity(records, 'templates'),
         'forgetting': analysis.forgetting(largest),
         'break_even': analysis.break_even(records, kinds, comparison.sizes[-1]),

@@ -1,6 +1,6 @@
-"""What a finished trial lacks on a later call, from what it has chosen.
+"""Adds to a finished trial the measurements that a later call requires, or that an earlier version left out.
 
-Other sizes, seeds, draws or templates ask for further measurements; trials of earlier versions lack some costs.
+A later call may have other sizes, seeds, draws or templates.
 """
 
 from typing import Any
@@ -19,13 +19,12 @@ def outdated(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bo
         return True
     if trial.arm.kind == 'train':
         return forgetting.is_missing(comparison, trial, record)
-    if _has_other_draws(comparison, trial, record):
-        return True
-    return _has_other_templates(comparison, trial, record)
+    others = _has_other_draws, _has_other_orders, _has_other_templates
+    return any(differs(comparison, trial, record) for differs in others)
 
 
 def measure(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> dict[str, Any]:
-    """The record of a trial with the blocks, draws, templates and forgetting of this comparison; its choice stays.
+    """The record of a trial with all that this comparison measures of a finished trial; its choice stays.
 
     The trial itself cannot be repeated for them: only the checkpoint of its choice is left.
     """
@@ -39,10 +38,13 @@ def measure(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> dic
             changed['ledger'] = record['ledger'] | trained.latencies(comparison, trial, loaded, chosen)
     else:
         predict = prompted.predictor(comparison, trial, chosen)
+        _, form = prompted.prompt(comparison, trial, chosen)
         if _has_other_draws(comparison, trial, record):
-            _, form = prompted.prompt(comparison, trial, chosen)
             changed['draws_fitted'] = True
             changed['draws'] = prompted.draws(comparison, trial, form, chosen)
+        if _has_other_orders(comparison, trial, record):
+            count = prompted.held(trial, form, record['selection'])
+            changed['orders'] = prompted.orders(comparison, trial, form, chosen, count)
         if _has_other_templates(comparison, trial, record):
             changed['template_texts'] = prompted.template_texts(comparison, trial)
             changed['templates'] = prompted.templates(comparison, trial, chosen, record['selection'])
@@ -76,3 +78,10 @@ def _has_other_draws(comparison: Comparison, trial: Trial, record: dict[str, Any
         return True
     is_earlier = not record.get('draws_fitted', False)
     return is_earlier and bool(record['draws']) and record['chosen']['score'] == 'batch'  # the only one with a bias
+
+
+def _has_other_orders(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bool:
+    """Whether a record has more or fewer orders, or none, as in earlier versions."""
+    _, form = prompted.prompt(comparison, trial, record['chosen'])
+    count = prompted.held(trial, form, record['selection'])
+    return len(record.get('orders', ())) != prompted.num_orders(comparison, trial, form, count)

@@ -157,7 +157,8 @@ def extras(arms, size):
             spread = {'n': 24, 'mean': many - 0.01, 'stdev': 0.05, 'quantiles': quantiles, 'worst': many - 0.16}
             bounds = {str(q): [value - 0.02, value + 0.02] for q, value in quantiles.items()} | {'stdev': [0.04, 0.07]}
             spread |= {'interval': [many - 0.03, many + 0.01], 'intervals': bounds}
-            sensitivity[name] = spread | {'best': many + 0.1}
+            limits = {'worst_interval': [many - 0.26, many - 0.06], 'best_interval': [many, many + 0.2]}
+            sensitivity[name] = spread | limits | {'best': many + 0.1, 'stdev_within': 0.04}
             forgetting[name] = {'bits_per_byte_before': 0.98, 'bits_per_byte_after': 0.98, 'kl': 0.0}
         else:
             forgetting[name] = {'bits_per_byte_before': 0.98, 'bits_per_byte_after': 0.98 + few / 5, 'kl': few / 2}

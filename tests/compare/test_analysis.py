@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from lmtrain.compare import analysis
 from lmtrain.evaluation import statistics
@@ -107,7 +108,27 @@ def test_break_even_uses_the_means_of_the_ledgers(records):
 
 
 def test_sensitivity_and_forgetting_are_over_all_trials_of_an_arm(records):
-    records[1] |= {'draws': [0.2, None, 0.4], 'forgetting': {'kl': 0.1}}
-    records[2] |= {'draws': [0.6], 'forgetting': {'kl': 0.3}}
+    selected = {'selection': {'rows': 10}}
+    records[1] |= selected | {'draws': [0.2, None, 0.4], 'forgetting': {'kl': 0.1}}
+    records[2] |= selected | {'draws': [0.6], 'forgetting': {'kl': 0.3}}
     assert analysis.sensitivity(records, 'draws')['one']['mean'] == pytest.approx(0.4)
     assert analysis.forgetting(records) == {'one': {'kl': pytest.approx(0.2)}}
+
+
+def test_the_worst_and_the_best_prompt_have_wilson_intervals_over_rows(records):
+    records[1] |= {'selection': {'rows': 96}, 'draws': [k / 96 for k in (30, 60, 41)]}
+    own = analysis.sensitivity(records, 'draws')['one']
+    for name, right in (('worst', 30), ('best', 60)):
+        wilson = stats.binomtest(right, 96).proportion_ci(method='wilson')
+        assert own[name] == right / 96 and own[f'{name}_interval'] == pytest.approx([*wilson])
+
+
+def test_the_deviation_within_a_seed_leaves_out_that_of_other_demonstrations(records):
+    for record, orders in zip(records[1:3], ([0.2, 0.4], [0.7, 0.9, 0.8])):  # two seeds of one arm
+        record |= {'selection': {'rows': 10}, 'orders': orders}
+    own = analysis.sensitivity(records, 'orders')['one']
+    assert own['stdev_within'] == pytest.approx(((2 * 0.1**2 + 2 * 0.1**2) / (5 - 2)) ** 0.5) and own['stdev'] > 0.25
+    records[1]['orders'], records[2]['orders'] = [0.2], [0.9]
+    assert analysis.sensitivity(records, 'orders')['one']['stdev_within'] is None
+    records[2]['orders'] = []  # of an earlier version
+    assert analysis.sensitivity(records, 'orders')['one']['n'] == 1

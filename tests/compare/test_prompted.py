@@ -57,20 +57,70 @@ def test_the_memory_of_a_prompt_is_that_of_its_batches(small, tmp_path):
 
 @pytest.mark.parametrize('select', ['fixed', 'balanced'])
 def test_draws_of_balanced_demonstrations_are_balanced(small, monkeypatch, select):
-    shared, selected = small('draws', ('few_shot',))
+    shared, selected = small('draws', ('few_shot',), draws=6)
     trial = trial_of(shared, selected, 'few_shot', 16)
     pool, form = prompted.prompt(shared, trial, {'instruction': '', 'shots': 4, 'select': select})
     pools = []
 
     def scores(model, pool, form, rows, names):
-        pools.append([row.fields['label'] for row in pool[: form.shots]])
-        log_p = np.full((len(rows), len(shared.task.classes)), -np.log(3))
-        return choice_scores.ChoiceLikelihoods(dict.fromkeys(names, log_p), 4.0, 30.0, 0, 0)
+        pools.append([row.fields['label'] for row in prompted._shown(pool, form, 4)])
+        return even(shared, rows, names)
 
     monkeypatch.setattr(choice_scores, 'of_rows', scores)
-    assert len(prompted.draws(shared, trial, form, {'score': 'sum'})) == len(pools) == 2
+    assert len(prompted.draws(shared, trial, form, {'score': 'sum'})) == len(pools) == 6
     counts = [max(map(own.count, shared.task.classes)) - min(map(own.count, shared.task.classes)) for own in pools]
     assert all(count <= 1 for count in counts) == (select == 'balanced')
+
+
+def even(shared, rows, names):
+    """Scores that are the same for every class."""
+    log_p = np.full((len(rows), len(shared.task.classes)), -np.log(3))
+    return choice_scores.ChoiceLikelihoods(dict.fromkeys(names, log_p), 4.0, 30.0, 0, 0)
+
+
+def recorded_prompts(shared, monkeypatch):
+    """The demonstrations of the first row in each prompt that is scored, as a list that grows."""
+    listed, score_choices = [], prompting.score_choices
+
+    def recorded(model, params, tokenizer, questions, drawn, settings):
+        drawn = list(drawn)
+        listed.append([shown.context for shown in drawn[0]])
+        return score_choices(model, params, tokenizer, questions, drawn, settings)
+
+    monkeypatch.setattr(prompting, 'score_choices', recorded)
+    return listed
+
+
+@pytest.mark.parametrize('select', ['fixed', 'balanced'])
+def test_orders_are_other_orders_of_the_same_demonstrations(small, monkeypatch, select):
+    shared, selected = small('draws', ('few_shot',), draws=5)
+    trial = trial_of(shared, selected, 'few_shot', 16)
+    chosen = {'instruction': '', 'shots': 3, 'select': select, 'score': 'sum'}
+    _, form = prompted.prompt(shared, trial, chosen)
+    prompts = recorded_prompts(shared, monkeypatch)
+    if select == 'fixed':
+        prompted.predictor(shared, trial, chosen | {'bias': [], 'temperature': 1.0})(shared.task.selection)
+    else:  # each row of the trial has demonstrations of its own
+        prompted.draws(shared, trial, form, chosen)
+    first = prompts[0]
+    prompts.clear()
+    assert len(prompted.orders(shared, trial, form, chosen, 3)) == 5 == len(prompts)
+    assert all(sorted(each) == sorted(first) and each != first for each in prompts)
+    assert len({tuple(each) for each in prompts}) == 5  # all other orders of 3
+    assert prompted.num_orders(shared, trial, form, 2) == 1 and prompted.orders(shared, trial, form, chosen, 1) == []
+
+
+def test_as_many_demonstrations_as_fit_are_drawn_and_ordered_too(small):
+    shared, selected = small('many_draws', ('many_shot',), sizes=(64,), test=8)
+    trial = trial_of(shared, selected, 'many_shot', 64)
+    own = trials.run(shared, trial, prompted.run)
+    _, form = prompted.prompt(shared, trial, own['chosen'])
+    assert 1 < prompted.held(trial, form, own['selection']) < 64 == prompted.held(trial, form)
+    assert len(own['draws']) == len(own['orders']) == 2 and not updates.outdated(shared, trial, own)
+    shared.config.compare.update({'draws': 1, 'templates': ()})
+    flops = planning.plan(shared, selected[0]).flops
+    shared.config.compare.update({'draws': 0, 'templates': ('{text} is {label}', '{text}: {label}')})
+    assert planning.plan(shared, selected[0]).flops == flops  # a set and an order read as many rows as two templates
 
 
 def test_draws_have_the_bias_of_their_own_demonstrations(small):

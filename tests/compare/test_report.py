@@ -129,7 +129,7 @@ FIELDS = {
     'trials.*.test': 'interval loss engine accuracy',
     'pairs.*': 'interval p p_holm detectable difference',
     'description_length.*': 'bits uniform_bits blocks',
-    'sensitivity.*': 'n mean stdev quantiles worst best interval intervals',
+    'sensitivity.*': 'n mean stdev stdev_within quantiles worst best worst_interval best_interval interval intervals',
     'forgetting.*': 'kl bits_per_byte_before',
     'break_even.*': 'size curve queries',
     'prices': 'currency device_hour kwh watts',

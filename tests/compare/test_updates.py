@@ -28,15 +28,16 @@ def test_a_record_that_has_everything_is_not_measured(few_shot):
 
 @pytest.mark.parametrize(
     ('settings', 'counts'),
-    [({'draws': 3}, (3, 3)), ({'draws': 0}, (0, 3)), ({'templates': ('{text} {label}',)}, (2, 2))],
+    [({'draws': 3}, (3, 3, 3)), ({'draws': 0}, (0, 0, 3)), ({'templates': ('{text} {label}',)}, (2, 2, 2))],
 )
 def test_draws_and_templates_are_repeated_if_their_number_changes(few_shot, settings, counts):
     shared, trial, record = few_shot
-    assert (len(record['draws']), len(record['templates'])) == (2, 3)
+    names = 'draws', 'orders', 'templates'
+    assert tuple(len(record[name]) for name in names) == (2, 2, 3)
     other = changed(shared, **settings)
     assert updates.outdated(other, trial, record)
     own = updates.measure(other, trial, record)
-    assert (len(own['draws']), len(own['templates'])) == counts and own['chosen'] == record['chosen']
+    assert tuple(len(own[name]) for name in names) == counts and own['chosen'] == record['chosen']
     assert not updates.outdated(other, trial, own)
 
 
@@ -82,6 +83,14 @@ def test_costs_that_trials_of_earlier_versions_lack_are_measured(few_shot):
         own = updates.measure(shared, trial, earlier)
         assert own['ledger'][name] > 0 and not updates.outdated(shared, trial, own)
         assert own['ledger']['selection_flops'] == record['ledger']['selection_flops']
+
+
+def test_orders_that_earlier_versions_lack_are_measured(few_shot):
+    shared, trial, record = few_shot
+    earlier = {name: value for name, value in record.items() if name != 'orders'}
+    assert updates.outdated(shared, trial, earlier)
+    assert updates.measure(shared, trial, earlier) == record
+    assert not updates.outdated(changed(shared, draws=0), trial, earlier | {'draws': []})
 
 
 def test_blocks_of_another_size_are_scored(few_shot):

@@ -6,16 +6,17 @@ from typing import Any
 from lmtrain.compare.pages import plots, values
 from lmtrain.compare.pages.blocks import LOWER, Cell, Column, Figures, Paragraph, Table, arm_cell, lowest, table
 from lmtrain.compare.pages.recommendation import Recommendation
-from lmtrain.compare.pages.values import NOT_MEASURED, Results, interval, percent, points
+from lmtrain.compare.pages.values import NOT_MEASURED, Results, interval, points
 from lmtrain.evaluation.statistics import LEVEL
 from lmtrain.report import terminal
 
 
 def sensitivity(results: Results) -> list:
-    """The spread of accuracy over demonstration sets and their orders, and over templates, on the selection rows."""
+    """The spread of accuracy over demonstration sets, over their orders, and over templates, on the selection rows."""
     blocks: list = []
     for name, repeated in (
         ('sensitivity', 'other sets and orders of demonstrations'),
+        ('order_sensitivity', 'other orders of the same demonstrations'),
         ('template_sensitivity', 'other templates, and the same demonstrations'),
     ):
         spreads = {arm: own for arm, own in (results.get(name) or {}).items() if own.get('mean') is not None}
@@ -24,6 +25,8 @@ def sensitivity(results: Results) -> list:
         text = f'Each arm was repeated with {repeated}.'
         if name == 'sensitivity':
             text += ' Dots are means, thick bars the middle half, thin bars 5 to 95 %, lines the worst and the best.'
+        if name == 'order_sensitivity':
+            text += ' Each seed has its own demonstrations: the standard deviation within a seed is that of the order.'
         text += ' ' + _covered(results)
         blocks += [Paragraph(text), *([Figures(plots.sensitivity(results, spreads))] if name == 'sensitivity' else [])]
         blocks.append(_spreads(results, spreads))
@@ -37,7 +40,8 @@ def _covered(results: Results) -> str:
     return (
         f'Intervals cover the choice of the prompts alone, on these {rows}: they do not cover other rows, and prompts '
         "of several seeds count as independent. Those of the mean are by Student's t, the others by the bootstrap over "
-        'prompts.'
+        'prompts. Only the intervals of the worst and the best are over rows: Wilson intervals of this one prompt, '
+        'which do not cover that it is the worst or the best of several.'
     )
 
 
@@ -48,11 +52,18 @@ def _spreads(results: Results, spreads: Mapping[str, Mapping[str, Any]]) -> Tabl
         ('prompts', [Cell(values.count(spreads[arm].get('n'))) for arm in arms]),
         ('mean (95 % interval)', [Cell(text) for text in means]),
         ('standard deviation (95 %)', [Cell(_deviation(spreads[arm])) for arm in arms]),
-        ('worst', [Cell(percent(spreads[arm].get('worst'))) for arm in arms]),
+        ('within a seed', [Cell(_points(spreads[arm].get('stdev_within'))) for arm in arms]),
+        ('worst (95 % over rows)', [Cell(_extreme(spreads[arm], 'worst')) for arm in arms]),
         *((f'{title} (95 %)', [Cell(_quantile(spreads[arm], name)) for arm in arms]) for name, title in QUANTILES),
-        ('best', [Cell(percent(spreads[arm].get('best'))) for arm in arms]),
+        ('best (95 % over rows)', [Cell(_extreme(spreads[arm], 'best')) for arm in arms]),
     ]
     return table(results, arms, columns)
+
+
+def _extreme(spread: Mapping[str, Any], name: str) -> str:
+    value = spread.get(name)
+    limits = spread.get(f'{name}_interval')  # None in results of earlier versions
+    return NOT_MEASURED if value is None else values.accuracy({'accuracy': value, 'interval': limits})
 
 
 def _deviation(spread: Mapping[str, Any]) -> str:

@@ -119,7 +119,8 @@ def test_table_of_rows_ends_with_the_recommendations(content):
 
 def test_analyses(content):
     spread = table(content['sensitivity'].blocks)['retrieval']
-    assert spread['mean (95 % interval)'] == '75.0 % (73.0 to 77.0)' and spread['worst'] == '60.0 %'
+    assert spread['mean (95 % interval)'] == '75.0 % (73.0 to 77.0)'
+    assert spread['worst (95 % over rows)'] == '60.0 % (50.0 to 70.0)' and spread['within a seed'] == '4.0 points'
     assert spread['median (95 %)'] == '75.0 % (73.0 to 77.0)'
     assert spread['5 % quantile (95 %)'] == '66.0 % (64.0 to 68.0)'
     assert spread['standard deviation (95 %)'] == '5.0 points (4.0 to 7.0)'
@@ -132,6 +133,20 @@ def test_analyses(content):
     lost = table(content['forgetting'].blocks)
     assert lost['lora']['change ↓'] == '+0.100' and lost['lora']['KL to the base, nats ↓'] == '0.2500'
     assert next(iter(lost)) == 'zero-shot'
+
+
+def test_orders_of_the_same_demonstrations_have_a_table_of_their_own(comparison):
+    results = comparison()
+    with drawing.settings():
+        before = analyses.sensitivity(results)
+        [spread] = [own for arm, own in results['sensitivity'].items() if arm == 'retrieval']
+        results['order_sensitivity'] = {'retrieval': spread | {'stdev_within': 0.0123, 'best_interval': None}}
+        blocks = analyses.sensitivity(results)
+    assert len(blocks) == len(before) + 2  # of an earlier version there are no orders
+    about, own = blocks[len(before) :]
+    assert about.text.startswith('Each arm was repeated with other orders of the same demonstrations.')
+    cells = table([own])['retrieval']
+    assert cells['within a seed'] == '1.2 points' and cells['best (95 % over rows)'] == '86.0 %'
 
 
 def test_break_even_by_hand(content):
