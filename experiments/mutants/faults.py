@@ -329,6 +329,11 @@ FAULTS = {
             "result['mean']) ** 2",
         ),
     ],
+    'lmtrain/training/split_errors.py': [
+        ('positions count as rows', '_of_rows(value * weights) * value', 'value * weights * value'),
+        ('strata count alike', 'variance += weight**2 *', 'variance +='),
+        ('bytes count as targets', "'nats', 'bytes', 'c')", "'nats', 'targets', 'd')"),
+    ],
     'lmtrain/training/sweep.py': [
         ('the median in place of the mean', 'float(np.mean(values)) for name', 'float(np.median(values)) for name'),
         (

@@ -139,10 +139,12 @@ def evaluate(
       overrides: {'data.document': 'line', ...}, the config of a split or a source (`training.load.OVERRIDES`).
 
     Returns:
-      Of a split: 'loss' in nats per target, 'bits_per_token', 'bits_per_byte', 'targets', 'bytes', and the scores of
-      the task. Of rows: 'rows', 'accuracy' (of choices) or 'exact_match', '..._stderr', and 'answers', a dict for each
-      row. Of a head or a task: `evaluation.task_run.Evaluation.results`, and 'answers'. Of a source: 'loss' in nats per
-      token, 'perplexity', 'bits_per_token', 'bits_per_byte', 'tokens', 'bytes', 'documents'.
+      Of a split: 'loss' in nats per target, 'bits_per_token', 'bits_per_byte', 'targets', 'bytes', the scores of the
+      task, and '..._stderr' (`training.split_errors`). Of rows: 'rows', 'accuracy' (of choices) or 'exact_match',
+      '..._stderr', and 'answers', a dict for each row. Of a head or a task: `evaluation.task_run.Evaluation.results`,
+      and 'answers'. Of a source: 'loss' in nats per token, 'perplexity', 'bits_per_token', 'bits_per_byte',
+      'bits_per_byte_stderr', 'tokens', 'bytes', 'documents'.
+      Of each 'engine', 'dtype', 'attention' (the kernel) and 'batch_size', which decide the last digits.
 
     Raises:
       InputError: data that differs from the run's, a row without a field, or a prompt longer than the context.
@@ -253,6 +255,7 @@ def _evaluate_source(
     texts = [document.text for document in opened.documents()]
     results, _ = perplexity.bits_per_byte(transformer, model.params, model.tokenizer, texts, how['batch_size'])
     nats = math.log(results['perplexity'])
+    results |= prompting.engine(transformer, how['batch_size'])
     return {'loss': nats, 'bits_per_token': nats / math.log(2)} | results | {'documents': len(texts)}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from lmtrain.data import PaddedStream, Tokenizer
@@ -64,6 +65,27 @@ def score_rows(
     pairs = answers(data, 'test', predictions(model, predict, params, stream, head=output, pool=head.pool))
     results, lines = scores(task, pairs)
     return results | {'too_long': count}, lines
+
+
+def score_split(model, params: Params, stream: PaddedStream, place=jax.device_put, **settings) -> dict[str, Any]:
+    """The score of a model on the stream's split, as its task defines it, with '<name>_stderr' of tasks with `answers`.
+
+    Args:
+      settings: of `Task.predict`.
+    """
+    task, of = stream.data.task, (stream.data, stream.split)
+    assert task.predict and task.score, f'{task.name} has no score'
+    guesses = predictions(model, task.predict, params, stream, place, **settings)
+    results = task.score(*of, guesses)
+    rated = _rated(task, task.answers(*of, guesses)) if task.answers else {}
+    return results | {error: rated[error] for name in results if (error := f'{name}_stderr') in rated}
+
+
+def _rated(task: Task, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    """`Task.rate` of (label, prediction) of rows, with the standard error of each score."""
+    rate = task.rate
+    assert rate, f'{task.name} has no scores of rows'
+    return means([rate([pair]) for pair in pairs]) if task.rates_rows else rates(rate, pairs)
 
 
 def scores(task: Task, pairs: Sequence[tuple[Any, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

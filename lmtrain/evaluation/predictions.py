@@ -1,4 +1,4 @@
-"""Predictions of a model on a split of a task, and their score."""
+"""Predictions of a model on a split of a task."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,9 +32,3 @@ def predictions(
             if example >= 0:
                 results[example] = jax.tree.unflatten(tree, [np.asarray(leaf[at]) for leaf in leaves])
     return results
-
-
-def score_split(model, params, stream: data.PaddedStream, place=jax.device_put, **settings) -> dict[str, float]:
-    """The score of a model on the stream's split, as its task defines it; `settings`: of `Task.predict`."""
-    task = stream.data.task
-    return task.score(stream.data, stream.split, predictions(model, task.predict, params, stream, place, **settings))

@@ -229,14 +229,23 @@ def evaluation_line(results: Mapping[str, float], baselines: Mapping[str, float]
 
     >>> evaluation_line({'loss': 0.2319, 'accuracy': 1.0, 'targets': 3.0}, {}, 'row')
     'loss 0.2319, accuracy 1.0000  (3 rows)'
+    >>> evaluation_line({'loss': 0.2319, 'loss_stderr': 0.01, 'accuracy': 0.5, 'accuracy_stderr': 0.125}, {})
+    'loss 0.2319 +- 0.0100, accuracy 0.5000 +- 0.1250'
     """
     if 'bits_per_byte' not in results:
-        line = ', '.join(f'{name.replace("_", " ")} {results[name]:.4f}' for name in measures(results))
+        line = ', '.join(
+            f'{name.replace("_", " ")} {results[name]:.4f}'
+            + (f' +- {error:.4f}' if (error := results.get(f'{name}_stderr')) is not None else '')
+            for name in measures(results)
+        )
         return f'{line}  ({size})' if (size := measured_on(results, unit)) else line
     others = ', '.join(f'{name} {value:.2f}' for name, value in sorted(baselines.items(), key=lambda item: item[1]))
+    # The evaluations of a training have no standard errors.
+    loss = f' +- {error:.4f}' if (error := results.get('loss_stderr')) is not None else ''
+    bits = f' +- {error:.4f}' if (error := results.get('bits_per_byte_stderr')) is not None else ''
     line = (
-        f'loss {results["loss"]:.4f}, perplexity {results["perplexity"]:.4g}, '
-        f'{results["bits_per_token"]:.2f} bits/token, {results["bits_per_byte"]:.3f} bits/byte'
+        f'loss {results["loss"]:.4f}{loss}, perplexity {results["perplexity"]:.4g}, '
+        f'{results["bits_per_token"]:.2f} bits/token, {results["bits_per_byte"]:.3f}{bits} bits/byte'
     )
     return f'{line} ({others})' if others else line
 
@@ -247,10 +256,17 @@ def measured_on(results: Mapping[str, Any], unit: str) -> str:
 
 
 def measures(results: Mapping[str, Any]) -> list[str]:
-    """The names of the measures of a task, the loss first, without counts and lists."""
+    """The names of the measures of a task, the loss first, without counts, standard errors and lists."""
     counts = ('loss', 'targets', 'bytes')
     first = [] if 'reward_error' in results else ['loss']  # the loss of a policy is minus its reward
-    return [*first, *(name for name, x in results.items() if isinstance(x, float) and name not in counts)]
+    return [
+        *first,
+        *(
+            name
+            for name, x in results.items()
+            if isinstance(x, float) and name not in counts and not name.endswith('_stderr')
+        ),
+    ]
 
 
 def evaluation(ended: Mapping[str, Any], colour: bool = False) -> str:

@@ -14,12 +14,13 @@ from lmtrain.data.chat.load import open_template, trained_template
 from lmtrain.data.chat.template import Template
 from lmtrain.data.tokenizers.load import open_tokenizer
 from lmtrain.errors import InputError
-from lmtrain.evaluation import predictions
+from lmtrain.evaluation import heads
+from lmtrain.inference import prompting
 from lmtrain.models import Transformer, generation, hub
 from lmtrain.parallel import sharding
 from lmtrain.runtime import progress
 from lmtrain.tasks import TASKS, of_output
-from lmtrain.training import choose, evaluate, init_from, reference, rollouts, workdir
+from lmtrain.training import choose, evaluate, init_from, reference, rollouts, split_errors, workdir
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
 
@@ -150,12 +151,13 @@ def evaluate_split(
     member: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     open_model: Callable | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """`evaluate.evaluate` of the model of a run on a whole split: 'train', 'validation' or 'test'.
 
     Of a policy it is `rollouts.held_out`.
 
-    Uses as many devices as divide a batch. If the task has a score, it is among the results.
+    Uses as many devices as divide a batch. If the task has a score, it is among the results. So are standard errors
+    ('<name>_stderr', see `split_errors`; 'reward_error' of a policy) and the engine, as in `prompting.engine`.
 
     Args:
       overrides: {'section.field': value} of the run's config that an evaluation may change (`OVERRIDES`).
@@ -187,9 +189,13 @@ def evaluate_split(
     place = sharding.place(run.mesh)
     if run.task.on_policy:
         with contextlib.closing(rollouts.Sampler(run, open_model)) as sampler:
-            return rollouts.held_out(sampler, split)(params)
-    result = evaluate.evaluate(run.eval_step(), params, evaluate.passes(run, split), place)
+            return rollouts.held_out(sampler, split)(params) | prompting.engine(run.model, size)
+    streams = evaluate.passes(run, split)
+    recorder = split_errors.Recorder(run) if run.mesh.shape['sequence'] == 1 else None  # else rows are divided
+    result = evaluate.evaluate(recorder or run.eval_step(), params, streams, place)
+    assert result is not None, 'nothing stops this evaluation'
+    result = recorder.with_errors(result, streams) if recorder else result
     if run.task.score:
         settings = run.config.objective.to_dict() | {'head': run.output}
-        result |= predictions.score_split(run.model, params, run.stream(split), place, **settings)
-    return result
+        result |= heads.score_split(run.model, params, run.stream(split), place, **settings)
+    return result | prompting.engine(run.model, size) | {'attention': run.attention}

@@ -7,7 +7,7 @@ import pytest
 
 from configs.base import get_config
 from lmtrain.data import PaddedStream
-from lmtrain.evaluation import predictions
+from lmtrain.evaluation import heads, predictions
 from lmtrain.tasks import classify
 from lmtrain.tasks.prepare import prepare_task
 
@@ -38,6 +38,6 @@ def test_each_example_is_predicted_once(tmp_path, batch_size):
     stream = PaddedStream(task, 'train', batch_size, 0, False)
     labels = predictions.predictions(Reader(), classify.predict, {}, stream)
     assert [task.labels[label] for label in labels] == [row['text'][0] for row in rows]
-    assert (
-        0.9 < predictions.score_split(Reader(), {}, stream, head='logits', pool='first')['macro_f1'] < 1
-    )  # the first row lies
+    results = heads.score_split(Reader(), {}, stream, head='logits', pool='first')
+    assert 0.9 < results['macro_f1'] < 1  # the first row lies
+    assert 0 < results['macro_f1_stderr'] < 0.2 and 'accuracy_stderr' not in results

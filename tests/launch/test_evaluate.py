@@ -29,7 +29,7 @@ def stub(monkeypatch, tmp_path):
 
     def evaluate_split(*words):
         calls['split'] = words
-        return {'loss': 2.0, 'targets': 8.0, 'bits_per_token': 2.0}
+        return {'loss': 2.0, 'loss_stderr': 0.25, 'targets': 8.0, 'bits_per_token': 2.0}
 
     run = load.LoadedModel(None, None, Bytes(), {}, 0, [256, 7], CHATS)
     monkeypatch.setattr(process_setup, 'configure', lambda: None)
@@ -116,7 +116,7 @@ def test_rows_beyond_the_limit_tell_indices_from_texts(stub):
 def test_split_is_evaluated_at_the_checkpoint(stub, capsys):
     assert cli.main(['evaluate', '--workdir=w', '--split=test', '--step=30']) == 0
     assert stub['split'] == (pathlib.Path('w'), 'test', 30, 0, {}, reward_scores.scorer)
-    assert capsys.readouterr().out.endswith('  (8 tokens)\n')
+    assert capsys.readouterr().out == 'test: loss 2.0000 +- 0.2500, bits per token 2.0000  (8 tokens)\n'
 
 
 @pytest.mark.parametrize(('task', 'count'), [('classify', '8 rows'), ('tag', '8 words'), ('reward', '8 pairs')])

@@ -259,7 +259,8 @@ def test_every_source_is_evaluated_before_and_after(folder, tmp_path):
     results = train.train(on_base(folder, 'hf', **mixed), tmp_path / 'run')
     alone, beside = results['domains'].values()
     assert list(results['domains']) == [str(folder / '*.txt'), str(other)]
-    assert alone['before'] == load.evaluate_split(folder / 'first', 'validation')
+    split = load.evaluate_split(folder / 'first', 'validation')
+    assert alone['before'] == {name: split[name] for name in alone['before']}  # it has errors and the engine too
     assert alone['before']['bytes'] != beside['before']['bytes']
     for each in (alone, beside):
         assert each['after']['loss'] != each['before']['loss']

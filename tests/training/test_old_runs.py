@@ -82,6 +82,12 @@ def test_old_run_loads_and_evaluates_as_before(name):
     after = load.evaluate_split(pathlib.Path('runs', name), 'validation')
     assert after['loss'] == pytest.approx(before['loss'], rel=1e-5)
     assert after['targets'] == before['targets']
+    assert after['loss_stderr'] > 0 and (after['engine'], after['dtype']) == ('lmtrain', 'float32')
+    assert (after['attention'], after['batch_size']) == ('xla', 8)
+    if 'accuracy' in before:
+        p = after['accuracy']
+        error = (p * (1 - p) / (after['targets'] - 1)) ** 0.5
+        assert after['accuracy_stderr'] == pytest.approx(error, abs=1e-6)
     if 'bits_per_byte' in before:
         assert after['bits_per_byte'] == pytest.approx(before['bits_per_byte'], rel=1e-5)
 
