@@ -183,8 +183,11 @@ def prompted(values: flags.FlagValues) -> None:
     from lmtrain.data.chat import conversation
     from lmtrain.inference import calibration, prompting, questions
 
-    every = api.as_rows(values.rows)
-    demonstrations = api.as_rows(values.demonstrations) or (every if int(shots) else [])
+    notes: list[str] = []
+    every, demonstrations = (api.as_rows(values[name].value, notes) for name in ('rows', 'demonstrations'))
+    demonstrations = demonstrations or (every if int(shots) else [])
+    for line in dict.fromkeys(notes):  # demonstrations may be in the same file
+        model_flags.note(line)
     rows = every[: values.limit or None]
     if not values.template and (trial := model_flags.trial(values, [*sorted({*PROMPT_FLAGS} - {*OF_HEADS}), 'labels'])):
         by_trial(values, trial, rows)

@@ -283,8 +283,11 @@ def _evaluate_task(model, file, step: int | str, member: int | None, rows=(), *,
     return evaluation.results | {'answers': evaluation.rows}
 
 
-def as_rows(rows) -> list[Row]:
+def as_rows(rows, notes: list[str] | None = None) -> list[Row]:
     """Rows of one file, of several files, or of dicts, whose values may be those of numpy and pandas.
+
+    Args:
+      notes: a line is appended for what the reader of a file chose and skipped, see `read_rows`.
 
     Raises InputError if they are columns, or if a row is anything else.
     """
@@ -293,7 +296,7 @@ def as_rows(rows) -> list[Row]:
     listed = []
     for index, row in enumerate(rows):
         if isinstance(row, str | Path):
-            listed += read_rows(str(row), '')
+            listed += read_rows(str(row), '', notes=notes)
         elif isinstance(row, Row):
             listed.append(row)
         elif isinstance(row, Mapping):

@@ -113,6 +113,14 @@ def test_rows_beyond_the_limit_tell_indices_from_texts(stub):
     assert [row['a'] for row in stub['score'][0]] == ['1']
 
 
+def test_what_the_reader_chose_and_skipped_is_printed_once(stub, capsys):
+    pathlib.Path('cells.csv').write_text('q;a\n1;1\n\n2;4\n', encoding='utf-8')
+    words = ['--template={q}: {a}', '--answer=a', '--demonstrations=cells.csv', '--shots=1']
+    assert cli.main(['evaluate', '--workdir=w', '--rows=cells.csv', *words]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("cells.csv: the cells are separated by ';'") == 1 and captured.out == '2 rows\n'
+
+
 def test_split_is_evaluated_at_the_checkpoint(stub, capsys):
     assert cli.main(['evaluate', '--workdir=w', '--split=test', '--step=30']) == 0
     assert stub['split'] == (pathlib.Path('w'), 'test', 30, 0, {}, reward_scores.scorer)
