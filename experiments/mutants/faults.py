@@ -1108,6 +1108,7 @@ FAULTS = {
     ],
     'lmtrain/inference/questions.py': [
         ('an index counts from 1', 'return choices[index]', 'return choices[index - 1]'),
+        ('each conversation decides by itself', 'bool(settings.template) != bool(answer)', 'not answer'),
     ],
     'lmtrain/models/linear.py': [
         ('rsqrt of the width alone', 'min(0.02, math.sqrt(0.4 / width))', '0.02'),

@@ -10,6 +10,8 @@ from lmtrain.data.rows import Row, check_text, value_of
 from lmtrain.errors import InputError
 from lmtrain.inference import prompts
 
+LAST = 'the answer'  # of a conversation, in errors
+
 
 class Question(NamedTuple):
     """A row as a question."""
@@ -44,18 +46,19 @@ def answers_as_texts(rows: Sequence[Row], settings, demonstrations: Sequence[Row
     """(the rows, the demonstrations), where each has its own choices with the text of the right one as its answer.
 
     An answer of digits is the text of a choice or an index, the same in all rows: texts if every answer that is a
-    string is one of the choices of its row, else indices if every one is an index; else each must have one meaning. A
-    caller that leaves rows out calls this before.
+    string is one of the choices of its row, else indices if every one is an index; else each must have one meaning.
+    The answer of a conversation is its last one. A caller that leaves rows out calls this before.
 
     Raises InputError naming the first row whose answer has no meaning, or two.
     """
     answer, choices = settings.answer, settings.choices
-    if not settings.template or not choices or choices == answer or not isinstance(choices, str):
+    if not choices or choices == answer or not isinstance(choices, str) or bool(settings.template) != bool(answer):
         return list(rows), list(demonstrations)
     count, rows = len(rows), [*rows, *demonstrations]
     listed = [_choices(row, choices) for row in rows]
-    values = [value_of(row, answer, 'answer') for row in rows]
-    right = [_right(row, answer, *each, shared=False) for row, *each in zip(rows, values, listed, strict=True)]
+    values = [value_of(row, answer, 'answer') if answer else _last_answer(row)[1] for row in rows]
+    name = answer or LAST
+    right = [_right(row, name, *each, shared=False) for row, *each in zip(rows, values, listed, strict=True)]
     texts = [number for number, value in enumerate(values) if isinstance(value, str)]
     no_text = [number for number in texts if values[number] not in listed[number]]
     no_index = [number for number in texts if _index(values[number], listed[number]) is None]
@@ -67,12 +70,15 @@ def answers_as_texts(rows: Sequence[Row], settings, demonstrations: Sequence[Row
         if no_index:
             text, other = no_text[0], no_index[0]
             raise InputError(
-                f'{rows[number].place}: {answer!r} is {value!r}, one of the choices and the index of {own[index]!r}; '
+                f'{rows[number].place}: {name!r} is {value!r}, one of the choices and the index of {own[index]!r}; '
                 f'not all answers are texts ({rows[text].place}: {_shown(listed[text])}), and not all are indices '
                 f'({rows[other].place}: {_shown(listed[other])}): write each answer as the text of its choice'
             )
         right[number] = own[index]
-    rows = [row._replace(fields=row.fields | {answer: text}) for row, text in zip(rows, right, strict=True)]
+    for number, (row, text) in enumerate(zip(rows, right, strict=True)):
+        if text != values[number]:
+            fields = row.fields | {answer: text}
+            rows[number] = row._replace(fields=fields) if answer else conversation.with_answer(row, text)
     return rows[:count], rows[count:]
 
 
@@ -98,16 +104,21 @@ def question(row: Row, template: str, answer: str, choices: str | Sequence[str])
 def _dialogue(row: Row, answer: str, choices: str | Sequence[str]) -> Question:
     if answer:
         raise InputError(f'answer {answer!r} without a template: set both, or neither for rows of conversations')
-    _, dialogue = conversation.read(row, (), '')
-    if dialogue.messages and not dialogue.trained:
-        raise InputError(f'{row.place}: no message of the assistant, so there is no answer to compare')
-    before, right = prompts.before_answer(dialogue)
+    before, right = _last_answer(row)
     listed = _choices(row, choices) if choices else ()
-    right = _right(row, 'the answer', right, listed, not isinstance(choices, str)) if listed else right
+    right = _right(row, LAST, right, listed, not isinstance(choices, str)) if listed else right
     if isinstance(before, str):
         return Question(row.place, before, listed, right)
     context = json.dumps([before.messages, before.tools], sort_keys=True, default=str)
     return Question(row.place, context, listed, right, tuple(before.messages), before.tools)
+
+
+def _last_answer(row: Row) -> tuple[prompts.Prompt, str]:
+    """(what comes before the last answer of a conversation, the answer). InputError: it has none."""
+    _, dialogue = conversation.read(row, (), '')
+    if dialogue.messages and not dialogue.trained:
+        raise InputError(f'{row.place}: no message of the assistant, so there is no answer to compare')
+    return prompts.before_answer(dialogue)
 
 
 def _choices(row: Row, choices: str | Sequence[str]) -> tuple[str, ...]:

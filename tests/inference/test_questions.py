@@ -33,6 +33,40 @@ def test_digits_are_read_in_one_way_in_all_rows(pairs, answers):
     assert [q.answer for q in asked + shown] == answers
 
 
+CHATS = PromptSettings('', '', 'c')
+
+
+def chat(choices, answer, form):
+    """A conversation in one of the formats that are read."""
+    turns = [{'role': 'user', 'content': '?'}, {'role': 'assistant', 'content': answer}]
+    shared = [{'from': 'system', 'value': 's'}, {'from': 'human', 'value': '?'}, {'from': 'gpt', 'value': answer}]
+    fields = {
+        'messages': {'messages': [*turns, {'role': 'user', 'content': 'thanks'}], 'system': 's'},
+        'sharegpt': {'conversations': shared},
+        'completion': {'prompt': '?', 'completion': answer},
+        'turns': {'prompt': turns[:1], 'completion': turns[1:]},
+        'alpaca': {'instruction': '?', 'output': answer},
+        'question': {'question': '?', 'answer': answer, 'history': [['a', 'b']]},
+    }[form]
+    return fields | {'c': choices.split()}
+
+
+@pytest.mark.parametrize('form', ['messages', 'sharegpt', 'completion', 'turns', 'alpaca', 'question'])
+def test_digits_are_read_in_one_way_in_all_conversations(form):
+    def rows(*pairs):
+        return [Row(f'rows:{number}', chat(*pair, form)) for number, pair in enumerate(pairs, 1)]
+
+    indices = rows(('3 1 2 0', '0'), ('seven eight', '1'))
+    assert [q.answer for q in ask(indices, CHATS)[0]] == ['3', 'eight']
+    asked, shown = ask(indices[:1], CHATS, indices[1:])
+    assert [q.answer for q in asked + shown] == ['3', 'eight']
+    before = [question(row, '', '', 'c') for row in indices]
+    assert [q._replace(answer='') for q in ask(indices, CHATS)[0]] == [q._replace(answer='') for q in before]
+    assert [q.answer for q in ask(rows(('3 1 2 0', '0'), ('4 1 3 2', '3')), CHATS)[0]] == ['0', '3']
+    with pytest.raises(InputError, match=r"rows:2: 'the answer' is '0', one of the choices and the index of '3'"):
+        ask(rows(('5 7', '7'), ('3 1 0', '0'), ('x y', '1')), CHATS)
+
+
 @pytest.mark.parametrize(
     ('pairs', 'message'),
     [

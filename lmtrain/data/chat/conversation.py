@@ -87,6 +87,22 @@ def with_known_fields(row: Row) -> Row:
     return row._replace(fields=row.fields | added) if added else row
 
 
+def with_answer(row: Row, text: str) -> Row:
+    """The row with another text as the last trained answer of its conversation. Raises what `read` raises."""
+    form, dialogue = read(row, (), '')
+    if form not in FORMATS or form == 'alpaca':
+        name = 'output' if form == 'alpaca' else form.split(' + ')[-1]
+    else:
+        name = FORMATS[form][-1]
+    messages = row.fields[name]
+    if isinstance(messages, str):
+        return row._replace(fields=row.fields | {name: text})
+    last = dialogue.trained[-1] - (len(dialogue.messages) - len(messages))  # after a prompt or a system text
+    content = 'content' if messages[last].get('role') else 'value'
+    changed = [*messages[:last], {**messages[last], content: text}, *messages[last + 1 :]]
+    return row._replace(fields=row.fields | {name: changed})
+
+
 def with_turns(row: Row, prompt: Any, is_turn: bool = False) -> Row:
     """The row with the text `prompt` as messages in its field `prompt`: the turns of its history, and a user turn.
 
