@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 import statistics
+import tempfile
 import time
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -22,7 +23,7 @@ from lm_eval.models.huggingface import HFLM
 
 import lmtrain
 from experiments import record
-from experiments.evaluator import requests
+from experiments.evaluator import requests, task_files
 from lmtrain.data.rows import Row
 from lmtrain.evaluation.lm_eval import LMTrain
 from lmtrain.inference import prompting
@@ -30,6 +31,7 @@ from lmtrain.inference import prompting
 BATCH = 32
 FULL = {'copa': 100, 'arc': 200, 'articles': 8, 'generations': 32, 'speed': 64, 'shots': 6, 'choices': 8, 'pairs': 3}
 QUICK = {'copa': 8, 'arc': 8, 'articles': 1, 'generations': 4, 'speed': 8, 'shots': 4, 'choices': 2, 'pairs': 1}
+FILES = {'copa': '{query}', 'arc_easy': 'Question: {query}\nAnswer:'}  # of fewshot/: what precedes a choice
 NOT_SHOWN = [
     'other devices than a CPU, and other dtypes than float32',
     "lm-eval's chat templates: the adapter has none",
@@ -52,8 +54,7 @@ def sides(directory: str) -> dict:
 def parity(name: str, models: dict, root: pathlib.Path, sizes: dict, articles: int) -> tuple[list[dict], list[dict]]:
     """(trials, figures) of one model."""
     trials, figures = [], []
-    files = {'copa': '{query}', 'arc_easy': 'Question: {query}\nAnswer:'}
-    for task, template in files.items():
+    for task, template in FILES.items():
         rows = requests.multiple_choice(root / 'fewshot' / f'{task}.jsonl', template, sizes[task.split('_')[0]])
         asked = requests.log_likelihoods(rows)
         answers = [model.loglikelihood(asked, disable_tqdm=True) for model in models.values()]
@@ -79,6 +80,23 @@ def parity(name: str, models: dict, root: pathlib.Path, sizes: dict, articles: i
     trials.append({'model': name, 'task': 'generations', 'rows': len(asked), 'same': same})
     figures.append(row(f'{name}: equal generations of {len(asked)} prompts', f'{same}', 'all', same == len(asked)))
     return trials, figures
+
+
+def task_runner(name: str, directory: str, theirs, root: pathlib.Path, sizes: dict, articles: int) -> tuple[dict, dict]:
+    """(trial, figure): the scores of `lmtrain evaluate --task` on the same rows, and those of lm-eval."""
+    loaded, files = lmtrain.load(directory), {}
+    for task, template in FILES.items():
+        rows = requests.multiple_choice(root / 'fewshot' / f'{task}.jsonl', template, sizes[task.split('_')[0]])
+        files[task] = task_files.accepted(rows, loaded)
+    texts = requests.texts(root / 'corpora' / 'wikitext-2' / 'valid.txt', articles)
+    with tempfile.TemporaryDirectory() as folder:
+        scores = task_files.compared(pathlib.Path(folder), loaded, theirs, files, texts, BATCH)
+    gap = abs(scores['bits_per_byte'][0] - scores['bits_per_byte'][1])
+    reached = gap <= 1e-4 and all(scores[task][0] == scores[task][1] for task in files)
+    parts = [f'{task} {scores[task][0]:.3f} and {scores[task][1]:.3f} of {len(files[task])} rows' for task in files]
+    what = f'{name}, `evaluate --task` and lm-eval: accuracy; bits per byte of wikitext-2, difference'
+    figure = row(what, f'{", ".join(parts)}; {gap:.0e}', 'equal; at most 1e-04', reached)
+    return {'model': name, 'task': 'evaluate --task', 'scores': scores}, figure
 
 
 def seconds(function, *arguments) -> float:
@@ -164,17 +182,19 @@ def main() -> None:
     parser.add_argument('--quick', action='store_true', help='few rows; nothing is written')
     arguments = parser.parse_args()
     sizes, root = QUICK if arguments.quick else FULL, arguments.root
-    models = sides(str(root / 'models' / 'stories260K' / 'hf'))
-    trials, figures = parity('stories260K', models, root, sizes, 4 * sizes['articles'])
-    not_shown = list(NOT_SHOWN)
+    directories = {'stories260K': str(root / 'models' / 'stories260K' / 'hf')}
+    directories |= {'SmolLM2': arguments.smollm2} if arguments.smollm2 else {}
+    trials, figures, not_shown = [], [], list(NOT_SHOWN)
+    for name, directory in directories.items():
+        models, articles = sides(directory), 4 * sizes['articles']
+        if name == 'SmolLM2':  # much larger
+            sizes, articles = sizes | {'arc': sizes['arc'] // 2}, max(1, sizes['articles'] // 4)
+        more, new = parity(name, models, root, sizes, articles)
+        trial, figure = task_runner(name, directory, models['lm-eval'], root, sizes, articles)
+        trials, figures = [*trials, *more, trial], [*figures, *new, figure]
     if arguments.smollm2:
-        models = sides(arguments.smollm2)
-        for function in (
-            lambda: parity('SmolLM2', models, root, sizes | {'arc': sizes['arc'] // 2}, max(1, sizes['articles'] // 4)),
-            lambda: timings(models, arguments.smollm2, root, sizes),
-        ):
-            more, new = function()
-            trials, figures = trials + more, figures + new
+        more, new = timings(models, arguments.smollm2, root, sizes)
+        trials, figures = trials + more, figures + new
     else:
         not_shown.append('SmolLM2: its directory was not given')
     if not arguments.quick:

@@ -2,7 +2,9 @@
 
 import json
 
-from experiments.evaluator import requests
+from experiments.evaluator import requests, task_files
+from lmtrain.evaluation import task_file
+from lmtrain.inference.questions import ask
 
 
 def test_rows_become_requests(tmp_path):
@@ -35,6 +37,18 @@ def test_answers_are_compared_row_by_row():
         'largest_difference': 1.5,
         'same_greedy': 0.8,
     }
+
+
+def test_task_files_ask_what_the_requests_ask(tmp_path):
+    rows = [requests.Row('x "1"', ('a', 'b c'), 1), requests.Row('y\nAnswer:', ('1', '2', '3'), 0)]
+    task = task_file.read(task_files.choices(tmp_path / 'own.toml', rows))
+    asked, _ = ask(task.rows, task.settings)
+    pairs = [(q.context + choice, choice == q.answer) for q in asked for choice in q.choices]
+    right = [choice == row.choices[row.gold] for row in rows for choice in row.choices]
+    assert pairs == [(''.join(r.args), own) for r, own in zip(requests.log_likelihoods(rows), right, strict=True)]
+    texts = [requests.Request((text,)) for text in (' = One = \n', 'é')]
+    task = task_file.read(task_files.perplexity(tmp_path / 'texts.toml', texts))
+    assert task.kind == 'perplexity' and [row.fields['text'] for row in task.rows] == [' = One = \n', 'é']
 
 
 def test_banking77_rows_have_all_intents(tmp_path):
