@@ -157,11 +157,15 @@ def _spread(groups: Sequence[Sequence[float]], rows: int) -> dict[str, Any]:
     return result | {'stdev_within': (squares / freedom) ** 0.5 if freedom else None}
 
 
-def forgetting(records: Records) -> dict[str, dict[str, float]]:
-    """{arm: the means over seeds of what its trials measured on the base's own text}."""
+def forgetting(records: Records, text_digest: str) -> dict[str, dict[str, float]]:
+    """{arm: the means over seeds of what its trials measured on the base's own text}.
+
+    Args:
+      text_digest: of compare.base_text, '' is the text of the base's run. Trials measured on another text are left out.
+    """
     measured: dict[str, list[dict[str, float]]] = {}
     for record in records:
-        if record.get('forgetting'):
+        if record.get('forgetting') and record.get('forgetting_text', '') == text_digest:
             measured.setdefault(record['arm'], []).append(record['forgetting'])
     return {
         arm: {name: python_statistics.fmean(each[name] for each in own) for name in own[0]}

@@ -52,8 +52,8 @@ def blocks(
 def latencies(comparison: Comparison, predict: Predict, form: PromptSettings | None = None) -> dict[str, float]:
     """{'query_seconds', 'query_seconds_cached'}: of one query on a compiled program, batch 1.
 
-    The second is that of a query whose shared tokens (instruction, demonstrations) are in the cache, where other
-    queries left them; without shared tokens it is the first.
+    The second is that of a query whose shared tokens (instruction, demonstrations, the beginning of a chat template)
+    are in the cache, where other queries left them; without shared tokens it is the first.
 
     Args:
       form: of a prompt; None of a head.
@@ -68,8 +68,10 @@ def latencies(comparison: Comparison, predict: Predict, form: PromptSettings | N
 
 
 def has_shared_tokens(form: PromptSettings | None) -> bool:
-    """Whether all queries have the same instruction or demonstrations in their prompts."""
-    return form is not None and (bool(form.instruction) or form.select in SHARED and form.shots != 0)
+    """Whether all queries may begin alike: instruction, demonstrations, or what a chat template writes first."""
+    if form is None:
+        return False
+    return bool(form.instruction) or form.chat_template is not None or (form.select in SHARED and form.shots != 0)
 
 
 def embedding_seconds(comparison: Comparison, form: PromptSettings) -> float:

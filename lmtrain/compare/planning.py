@@ -80,12 +80,14 @@ def _prompted(comparison: Comparison, trial: Trial) -> Plan:
     settings, selected = trial.arm.settings, len(comparison.task.selection)
     texts = instructions(trial.arm, comparison.task.classes)
     longest = max(texts, key=len)
-    chosen = {'instruction': longest, 'shots': min(settings['shots'], trial.size)}
-    pool, form = prompted.prompt(comparison, trial, chosen | {'select': settings['select']})
+    # What a search chooses is shared by all rows; its budget covers what it tries.
+    select, tried = ('first', 1) if settings['search'] else (settings['select'], len(texts))
+    chosen = {'instruction': longest, 'shots': min(settings['shots'], trial.size), 'select': select}
+    pool, form = prompted.prompt(comparison, trial, chosen)
     query = measures.query_of_prompt(comparison, model, pool, form, settings['scores'])
     again = prompted.num_draws(comparison, trial, form) + len(prompted.template_texts(comparison, trial)[1:])
     again += prompted.num_orders(comparison, trial, form, prompted.held(trial, form))
-    rows = (len(texts) + again) * selected + comparison.task.facts['rows']['test']
+    rows = (tried + again) * selected + comparison.task.facts['rows']['test']
     flops = ledger.scoring(model.model, model.params, query, rows).flops
     if settings['search']:
         flops += _search(comparison, trial, longest, settings['budget'])

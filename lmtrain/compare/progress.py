@@ -58,7 +58,7 @@ class Display:
     def close(self) -> None:
         """After the last trial."""
         self._draw()
-        self._write('the test rows are read now, once\n')
+        self._write('each trial is tested now, once\n')
 
     def _line(self, trial: Trial, record: dict[str, Any]) -> str:
         result = f'{100 * record["selection"]["accuracy"]:.1f} %' if record['status'] == 'done' else record['reason']

@@ -40,10 +40,9 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     result['templates'] = templates(comparison, trial, chosen, result['selection'])
     tokens = result['selection']['prompt_tokens']
     query = measures.query_of_prompt(comparison, model, pool, form, [chosen['score']], tokens)
-    every = measures.query_of_prompt(comparison, model, pool, form, settings['scores'], tokens)
-    prompts = 1 if settings['search'] else len({each['instruction'] for each in tried})
-    compared = ledger.scoring(model.model, model.params, every, prompts * len(comparison.task.selection))
-    spent = ledger.together(searched, compared, measures.embedding(model, pool, form), ledger.Spent(seconds=seconds))
+    of_instructions = [best] if settings['search'] else {each['instruction']: each for each in tried}.values()
+    compared = [_compared(comparison, trial, each) for each in of_instructions]
+    spent = ledger.together(searched, *compared, measures.embedding(model, pool, form), ledger.Spent(seconds=seconds))
     result['ledger'] = ledger.of_prompt(
         model.model,
         model.params,
@@ -55,6 +54,14 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
         prices=measures.prices(comparison),
     )
     return result
+
+
+def _compared(comparison: Comparison, trial: Trial, candidate: dict[str, Any]) -> ledger.Spent:
+    """What an instruction costs on the selection rows with all scores of the arm, without its seconds."""
+    model, (pool, form) = comparison.model, prompt(comparison, trial, candidate)
+    scores, tokens = trial.arm.settings['scores'], candidate['prompt_tokens']
+    query = measures.query_of_prompt(comparison, model, pool, form, scores, tokens)
+    return ledger.scoring(model.model, model.params, query, len(comparison.task.selection))
 
 
 def costs(comparison: Comparison, trial: Trial, record: Mapping[str, Any], predict: Predict) -> dict[str, Any]:
@@ -87,13 +94,13 @@ def num_orders(comparison: Comparison, trial: Trial, form: PromptSettings, count
 
 
 def held(trial: Trial, form: PromptSettings, selected: Mapping[str, Any] = {}) -> int:
-    """How many demonstrations the prompts of a trial hold, their mean rounded down.
+    """How many demonstrations the prompts of a trial hold, their rounded mean.
 
     Args:
       selected: 'shots_mean' of the prompts, as they were scored; without it, all demonstrations are assumed to fit.
     """
     asked_for = trial.size if form.shots == demonstrations.ALL else form.shots
-    return min(int(selected.get('shots_mean', asked_for)), trial.size)
+    return min(round(selected.get('shots_mean', asked_for)), trial.size)
 
 
 def draws(comparison: Comparison, trial: Trial, form: PromptSettings, chosen: dict[str, Any]) -> list[float]:

@@ -22,8 +22,6 @@ def collect(comparison: Comparison, arms: Sequence[Arm], finished: Finished, not
     for record in records:
         if 'ledger' in record:  # at the prices of this call, which may have changed since the trial
             record['ledger'] = record['ledger'] | ledger.money(record['ledger']['device_seconds'], prices)
-            # Trials of earlier versions lack it; those whose queries share demonstrations have been measured again.
-            record['ledger'].setdefault('query_seconds_cached', record['ledger']['query_seconds'])
     hits = analysis.Hits(comparison.folder, records)
     kinds = {arm.name: arm.kind for arm in arms}
     largest = [record for record in records if record['size'] == comparison.sizes[-1]]
@@ -45,7 +43,7 @@ def collect(comparison: Comparison, arms: Sequence[Arm], finished: Finished, not
         'sensitivity': analysis.sensitivity(largest, 'draws'),
         'order_sensitivity': analysis.sensitivity(largest, 'orders'),
         'template_sensitivity': analysis.sensitivity(records, 'templates'),
-        'forgetting': analysis.forgetting(largest),
+        'forgetting': analysis.forgetting(largest, comparison.text_digest),
         'break_even': analysis.break_even(records, kinds, comparison.sizes[-1]),
         'prices': {name: compare[name] for name in ('currency', 'device_hour', 'kwh', 'watts')},
         'provenance': provenance(jax.local_devices()),

@@ -283,11 +283,16 @@ def load(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> Loaded
     return loading.load_run(comparison.folder / trial.folder / chosen['run'], chosen['step'], chosen['member'])
 
 
-def latencies(comparison: Comparison, trial: Trial, loaded: LoadedModel, chosen: dict[str, Any]) -> dict[str, float]:
-    """`measures.latencies` of a trial's choice as it answers queries."""
+def latencies(comparison: Comparison, trial: Trial, loaded: LoadedModel, chosen: dict[str, Any]) -> dict[str, Any]:
+    """`measures.latencies` of a trial's choice as it answers queries.
+
+    A head computes virtual tokens with each query: the latency with cached ones is not measured.
+    """
     has_head = TASKS[loaded.config.task.name].has_classes
     form = None if has_head else prompt(comparison, trial)[1]
-    return measures.latencies(comparison, predictor(comparison, trial, merged(loaded), chosen), form)
+    measured = measures.latencies(comparison, predictor(comparison, trial, merged(loaded), chosen), form)
+    is_recomputed = has_head and virtual_tokens.num_virtual_tokens(loaded.params) > 0
+    return measured | ({'query_seconds_cached': None} if is_recomputed else {})
 
 
 def merged(loaded: LoadedModel) -> LoadedModel:

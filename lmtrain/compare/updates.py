@@ -7,7 +7,6 @@ from typing import Any
 
 from lmtrain.compare import forgetting, measures, prompted, trained
 from lmtrain.compare.trials import Comparison, Trial
-from lmtrain.inference.demonstrations import SHARED
 
 
 def outdated(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bool:
@@ -56,13 +55,11 @@ def measure(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> dic
 def _lacks_costs(trial: Trial, record: dict[str, Any]) -> bool:
     """Whether a cost is missing that trials of earlier versions lack: peak memory of a prompt, a cached latency.
 
-    A trained arm whose queries share no demonstrations has one latency.
+    The latency of adapters was that of unmerged weights in these versions.
     """
-    own, settings = record['ledger'], trial.arm.settings
+    own = record['ledger']
     is_timed = 'query_seconds_cached' in own
-    if trial.arm.kind == 'train':
-        return not is_timed and settings['shots'] != 0 and settings['select'] in SHARED
-    return not is_timed or own.get('peak_bytes') is None
+    return not is_timed or (trial.arm.kind == 'prompt' and own.get('peak_bytes') is None)
 
 
 def _has_other_templates(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bool:

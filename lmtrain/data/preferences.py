@@ -224,7 +224,9 @@ def _unread(row: Row, dialogue: Conversation, names: Collection[str]) -> list[st
     """The fields of a row that have a value, and are neither among `names` nor read for its prompt or tools."""
     row = with_prompt(row)
     fields, prompt = row.fields, _prompt(row)
-    read = {*names, *(['tools'] if dialogue.tools else []), *[name for name in PROMPTS if fields.get(name) is prompt]}
+    read = {*names, *(['tools'] if dialogue.tools else [])}
+    if _holds(row, dialogue, prompt):
+        read |= {name for name in PROMPTS if fields.get(name) is prompt}
     if isinstance(prompt, list) and prompt:
         earlier, questions = history(row), _questions(row)
         question = {'role': 'user', 'content': '\n\n'.join(fields[name] for name in questions)}
@@ -234,6 +236,14 @@ def _unread(row: Row, dialogue: Conversation, names: Collection[str]) -> list[st
     if is_text(fields.get('system')) and begin.startswith(f'{fields["system"]}\n'):
         read |= {'system', *(['system_prompt'] if fields.get('system_prompt') == fields['system'] else [])}
     return [name for name, value in fields.items() if name not in read and value not in (None, '', [])]
+
+
+def _holds(row: Row, dialogue: Conversation, prompt: Any) -> bool:
+    """Whether a conversation has a message of its row's prompt; whole conversations may have none."""
+    if not dialogue.messages or not prompt or not isinstance(prompt, (str, list, Mapping)):
+        return not dialogue.messages
+    keys = {('user', prompt.strip())} if isinstance(prompt, str) else {*map(_key, _prompt_messages(prompt, row))}
+    return not keys.isdisjoint(map(_key, dialogue.messages))
 
 
 def _is_question(row: Row, prompt: list[dict]) -> bool:
@@ -287,24 +297,27 @@ def _transcripts(row: Row, chosen: str, rejected: str, template: Template | None
 def _from_first_turn(row: Row, prompt: Any, chosen: list[dict], rejected: list[dict]) -> Pair:
     """A pair of sides that begin with no answer: whole conversations, or what follows a prompt that is no question.
 
-    A prompt of system texts, or one that ends with a call whose result both sides begin with, precedes them. Every
-    other prompt must be repeated in both, as in UltraFeedback. Raises InputError naming the side that lacks it.
+    A prompt that ends with a call whose result both sides begin with precedes them, and so do its system texts. Any
+    other prompt is that of both, as in UltraFeedback, or is not read. Raises InputError if a side begins with the
+    result of a call that is missing.
     """
-    sides = dict(zip(SIDES, (chosen, rejected)))
-    there = is_text(prompt) if isinstance(prompt, str) else prompt
-    before = _prompt_messages(prompt, row) if there else []
-    lacking = [name for name, side in sides.items() if not {*map(_key, before)} <= {*map(_key, side)}]
-    if not lacking:
-        return _whole('whole conversations', row, chosen, rejected)
-    begins = {side[0]['role'] for side in sides.values()}
-    only_system = all(message['role'] in SYSTEM for message in before)
-    if isinstance(prompt, list) and (begins == {'tool'} or (begins == {'user'} and only_system)):
+    before = _prompt_messages(prompt, row) if prompt and isinstance(prompt, (list, Mapping)) else []
+    lacking = [not {*map(_key, before)} <= {*map(_key, side)} for side in (chosen, rejected)]
+    begins = {side[0]['role'] for side in (chosen, rejected)}
+    if any(lacking) and begins == {'tool'}:
         return _whole('prompt + chosen + rejected as messages', row, before + chosen, before + rejected)
-    field = next(name for name in PROMPTS if row.fields.get(name) is not None)
-    raise InputError(
-        f'{row.place}: {lacking[0]!r} begins with a message of the {sides[lacking[0]][0]["role"]} and does not contain '
-        f'the messages of {field!r}: write them first in both {" and ".join(map(repr, SIDES))}, or remove {field!r}'
-    )
+    if 'tool' in begins:
+        name = next(name for name, side in zip(SIDES, (chosen, rejected)) if side[0]['role'] == 'tool')
+        raise InputError(
+            f'{row.place}: {name!r} begins with the result of a tool, and no message before it has the call: begin '
+            f'both {" and ".join(map(repr, SIDES))} with it, and write the turns up to the call as messages in '
+            f'{PROMPTS[0]!r}'
+        )
+    system = list(itertools.takewhile(lambda message: message['role'] in SYSTEM, before))
+    others = {*map(_key, before[len(system) :])}
+    if any(lacking) and begins == {'user'} and all(others <= {*map(_key, side)} for side in (chosen, rejected)):
+        return _whole('prompt + chosen + rejected as messages', row, system + chosen, system + rejected)
+    return _whole('whole conversations', row, chosen, rejected)
 
 
 def _key(message: dict[str, Any]) -> tuple[str, str]:
@@ -337,6 +350,7 @@ def _messages(value: Any, place: str) -> list[dict[str, Any]]:
 def _prompt_messages(prompt: Any, row: Row) -> list[dict[str, Any]]:
     if isinstance(prompt, str):
         return [{'role': 'user', 'content': check_text(prompt, f"{row.place}: 'prompt'")}]
+    prompt = [prompt] if isinstance(prompt, Mapping) else prompt
     return check_messages(prompt, f"{row.place}: 'prompt'")
 
 

@@ -51,7 +51,7 @@ class Beginning(NamedTuple):
     Attributes:
       params: of that model.
       ids: int32 [S].
-      cache: see `models.past`.
+      cache: see `models.kv_cache`.
     """
 
     params: Params

@@ -92,10 +92,10 @@ def _caller(function):
     places = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     if _swapped([each.name for each in places[:2]]):
         raise LookupError(f'{expected}; the names of its parameters say that completions come first')
-    options = {'rows'} & {each.name for each in parameters if each.kind == each.KEYWORD_ONLY}
-    third = places[2] if len(places) > 2 else None  # with a default of its own, such as scale=0.5, it is a setting
-    takes_rows = third and (third.name.startswith('row') or third.default is None or third.default is third.empty)
-    count = 3 if takes_rows else 2
+    by_name = [each.name for each in parameters if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    options = {'rows'} & set(by_name)
+    third = places[2] if len(places) > 2 else None  # with a default, such as scale=0.5, it is a setting
+    count = 3 if third and third.name not in options and third.default is third.empty else 2
     try:
         signature.bind(*[()] * count, **dict.fromkeys(options))
     except TypeError:

@@ -60,13 +60,13 @@ def check_settings(config) -> None:
 def unread(config) -> dict[str, Any]:
     """{field: its default} of the settings of objectives that have another value and that this objective does not read.
 
-    config.objective.pool is none of them: it also decides the form of a new head.
+    config.objective.pool is none of them: it also decides the form of a new head. Nor is objective.max_tokens, which
+    follows policy.max_tokens.
     """
     from configs import base  # late: only what begins needs the defaults
 
     defaults, task = base.get_config(), TASKS[config.task.name]
-    defaults.policy.max_tokens = config.policy.max_tokens  # which objective.max_tokens follows
-    fields = [('objective', name) for name in defaults.objective if name not in ('name', 'pool')]
+    fields = [('objective', name) for name in defaults.objective if name not in ('name', 'pool', 'max_tokens')]
     if task.on_policy:
         of_estimators = set().union(*(each.settings(name) for each in TASKS.values() for name in each.estimators))
         fields += [('policy', name) for name in defaults.policy if name in of_estimators - set(defaults.objective)]

@@ -181,7 +181,7 @@ def evaluate_split(
         if saved.get(name, value) != value:  # an older version did not record that of a reward
             raise InputError(
                 f'the {name} is not what {directory} was trained with: {str(saved.get(name))[:12]} then, '
-                f'{value[:12]} now'
+                f'{value[:12]} now: it has changed, or this version of lmtrain reads it in another way (CHANGELOG.md)'
             )
     if run.initial.reference_mode:
         run = reference.complete(run)

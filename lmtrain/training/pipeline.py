@@ -95,10 +95,12 @@ def _check_inputs(stage: Stage, configs: Mapping[str, Any], workdir: Path) -> No
                 f'the stage {source}: config.sweep has {len(members)} members, and the stage {stage.name} starts '
                 'from one model: leave its lists empty'
             )
-    own = configs[stage.name].adapt.method
-    if stage.base and own in ADAPTERS and configs[stage.base].adapt.method == own:
+    if not stage.base:
+        return
+    own, before = configs[stage.name].adapt, configs[stage.base].adapt
+    if own.method in ADAPTERS and before.method == own.method and (own.method != 'lora' or own.lora == before.lora):
         raise InputError(
-            f'config.{stage.name}.adapt.method = {own!r} and config.{stage.base}.adapt.method = {own!r}: the stage '
+            f'config.{stage.name}.adapt.method = config.{stage.base}.adapt.method = {own.method!r}: the stage '
             f'{stage.name} would add the leaves that its base has from the stage {stage.base} a second time: {MERGE}'
         )
 

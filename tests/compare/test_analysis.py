@@ -111,8 +111,10 @@ def test_sensitivity_and_forgetting_are_over_all_trials_of_an_arm(records):
     selected = {'selection': {'rows': 10}}
     records[1] |= selected | {'draws': [0.2, None, 0.4], 'forgetting': {'kl': 0.1}}
     records[2] |= selected | {'draws': [0.6], 'forgetting': {'kl': 0.3}}
+    records[0] |= {'forgetting': {'kl': 9.0}, 'forgetting_text': 'of another text'}
     assert analysis.sensitivity(records, 'draws')['one']['mean'] == pytest.approx(0.4)
-    assert analysis.forgetting(records) == {'one': {'kl': pytest.approx(0.2)}}
+    assert analysis.forgetting(records, '') == {'one': {'kl': pytest.approx(0.2)}}
+    assert [own['kl'] for own in analysis.forgetting(records, 'of another text').values()] == [9.0]
 
 
 def test_the_worst_and_the_best_prompt_have_wilson_intervals_over_rows(records):

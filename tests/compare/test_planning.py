@@ -84,6 +84,17 @@ def test_a_search_is_planned_with_its_longest_instruction(small):
         assert (reason in planning.plan(shared, own).reason) and bool(planning.plan(shared, own).reason) == bool(reason)
 
 
+def test_a_search_is_planned_without_draws_and_orders_which_it_does_not_have(small):
+    def of_draws(draws):
+        def change(config):
+            config.compare.update({'draws': draws, 'templates': ()})
+
+        shared, [arm] = small(f'search{draws}', ('search',), change)
+        return planning.plan(shared, arm).flops
+
+    assert of_draws(6) == of_draws(0) > 0
+
+
 def test_a_prompt_is_planned_with_its_draws_and_the_test_rows(small):
     def few(name, **changes):
         def change(config):
@@ -95,7 +106,8 @@ def test_a_prompt_is_planned_with_its_draws_and_the_test_rows(small):
     flops, rows = few('drawn', draws=6, templates=(), test=4)
     without, _ = few('undrawn', draws=0, templates=(), test=4)
     more, _ = few('tested', draws=0, templates=(), test=4 + rows)
-    assert flops - without == pytest.approx(6 * (more - without), rel=1e-3) and more > without
+    # Six sets of demonstrations, and six orders of the set of the trial.
+    assert flops - without == pytest.approx(12 * (more - without), rel=1e-3) and more > without
 
 
 def test_a_budget_in_hours_is_that_of_each_rate(small):

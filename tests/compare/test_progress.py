@@ -19,7 +19,7 @@ def test_a_file_has_a_line_for_each_trial_that_ran(small, monkeypatch):
     display.end(listed[2], finished | {'status': 'failed', 'reason': 'out of memory ' * 9})
     display.close()
     lines = stream.getvalue().splitlines()
-    assert lines[0] == 'note: a note' and lines[-1] == 'the test rows are read now, once'
+    assert lines[0] == 'note: a note' and lines[-1] == 'each trial is tested now, once'
     assert lines[1] == '   2/3 few_shot, 4 rows, seed 1: 62.5 %  30s left, best: zero_shot 62.5 %'
     assert lines[2].startswith('   3/3 few_shot, 16 rows, seed 1: out of memory') and len(lines[2]) <= 80
     assert len(lines) == 4

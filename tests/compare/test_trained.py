@@ -262,6 +262,7 @@ def test_the_latency_is_that_of_merged_weights_and_the_scores_are_not(small, mon
     monkeypatch.setattr(measures, 'blocks', lambda *arguments: scored.append(models[arguments[-1]]) or [])
     record = trials.run(shared, trial, trained.run)
     assert record['status'] == 'done' and record['ledger']['query_seconds'] == 0.25, record['reason']
+    assert record['ledger']['query_seconds_cached'] == (None if left else 0.25)  # virtual tokens are computed again
     assert adapted(scored[0]) and bool(adapted(timed[0])) == left and len(scored) == len(timed) == 1
     rows = shared.task.selection
     one, other = (predictor(shared, trial, loaded, record['chosen'])(rows) for loaded in (*scored, *timed))

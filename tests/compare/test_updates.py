@@ -85,6 +85,17 @@ def test_costs_that_trials_of_earlier_versions_lack_are_measured(few_shot):
         assert own['ledger']['selection_flops'] == record['ledger']['selection_flops']
 
 
+def test_latencies_of_earlier_versions_were_of_unmerged_weights_and_are_measured_again(small):
+    shared, [arm] = small('unmerged', ('lora',), sizes=(4,))
+    [trial] = trials.listed(shared, [arm])
+    record = trials.run(shared, trial, trained.run)
+    costs = {name: value for name, value in record['ledger'].items() if name != 'query_seconds_cached'}
+    earlier = record | {'ledger': costs | {'query_seconds': 9.0}}
+    assert not updates.outdated(shared, trial, record) and updates.outdated(shared, trial, earlier)
+    own = updates.measure(shared, trial, earlier)['ledger']
+    assert 0 < own['query_seconds'] < 9 and own['query_seconds_cached'] == own['query_seconds']
+
+
 def test_orders_that_earlier_versions_lack_are_measured(few_shot):
     shared, trial, record = few_shot
     earlier = {name: value for name, value in record.items() if name != 'orders'}

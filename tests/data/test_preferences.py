@@ -99,6 +99,7 @@ RESULT = {'role': 'tool', 'content': '42'}
     ('prompt', 'begin', 'before'),
     [
         ([SYSTEM], [USER], [SYSTEM]),
+        ([SYSTEM, USER], [USER], [SYSTEM]),
         ([SYSTEM, USER, CALL], [RESULT], [SYSTEM, USER, CALL]),
     ],
 )
@@ -118,17 +119,23 @@ def test_prompt_that_both_sides_repeat_is_read_once(prompt):
 
 
 @pytest.mark.parametrize(
-    ('fields', 'side', 'role'),
-    [
-        ({'prompt': 'Q?', 'chosen': [USER, GOOD], 'rejected': [USER, BAD]}, 'chosen', 'user'),
-        ({'prompt': [USER], 'chosen': [USER, GOOD], 'rejected': [RESULT, BAD]}, 'rejected', 'tool'),
-        ({'prompt': [SYSTEM], 'chosen': [OTHER_SYSTEM, USER, GOOD], 'rejected': [USER, BAD]}, 'chosen', 'system'),
-    ],
+    'prompt', ['Q?', 'You are helpful', 7, [USER, GOOD], {'role': 'user', 'content': 'Q?'}, [SYSTEM, USER, GOOD]]
 )
-def test_sides_that_lack_the_prompt_are_refused(fields, side, role):
-    message = rf"rows.jsonl:7: '{side}' begins with a message of the {role}.* does not contain the messages of 'prompt'"
+def test_whole_conversations_do_not_read_a_prompt_that_is_none_of_their_messages(prompt):
+    fields = {'prompt': prompt, 'chosen': [OTHER_SYSTEM, USER, GOOD], 'rejected': [OTHER_SYSTEM, USER, BAD]}
+    pair = preferences.read_pair(row(**fields), CHATML)
+    assert pair.form == 'whole conversations'
+    assert pair.chosen.messages == [OTHER_SYSTEM, USER, GOOD]
+    notes = preferences.Notes()
+    notes.count(pair.form, row(**fields), pair.chosen, preferences.SIDES)
+    ignored = [] if isinstance(prompt, list) else ["'prompt'"]  # a list with one of their messages
+    assert ('ignoring' in notes.lines()[0]) == bool(ignored)
+
+
+def test_sides_that_begin_with_the_result_of_a_missing_call_are_refused():
+    message = "rows.jsonl:7: 'rejected' begins with the result of a tool, and no message before it has the call"
     with pytest.raises(InputError, match=message):
-        preferences.read_pair(row(**fields), CHATML)
+        preferences.read_pair(row(prompt=[USER], chosen=[USER, GOOD], rejected=[RESULT, BAD]), CHATML)
 
 
 QUESTION = [

@@ -39,6 +39,8 @@ def reward(tmp_path):
         'import sys\ndef length(p, c): return [1, 2] if sys.stdin.read() == "" else [0, 0]',
         'def length(questions, answers): return [len(text) for text in answers]',
         'def length(inputs, texts, scale=1.0): return [scale * len(text) for text in texts]',
+        'def length(inputs, texts, words=None): return [len(text) for text in texts] if words is None else [0, 0]',
+        'def length(x, y, words=None, *, rows): return [len(text) for text in y] if not words and rows else [0, 0]',
         'def length(x, y, scale=1.0, *, rows=None): return [scale * len(text) * len(rows) / 2 for text in y]',
     ],
 )
@@ -52,9 +54,9 @@ def test_any_ending_of_the_name_will_do(reward):
     assert reward('def length(prompts, completions): return [3, 4]', name='own.reward')(*BATCH) == [3.0, 4.0]
 
 
-@pytest.mark.parametrize('parameters', ['rows', 'rows=None', 'rows=()', 'r=None', '*, rows', '*, rows=None'])
+@pytest.mark.parametrize('parameters', ['rows', 'rows=None', 'rows=()', 'r', 'x=2, rows=None', 'rows, /', '*, rows'])
 def test_rows_are_the_third_argument(reward, parameters):
-    name = parameters.removeprefix('*, ').split('=')[0]
+    name = 'r' if parameters == 'r' else 'rows'
     score = reward(f'def equal(p, c, {parameters}): return [x == row["answer"] for x, row in zip(c, {name})]')
     assert score(*BATCH) == [1.0, 0.0]
 

@@ -183,7 +183,7 @@ TRAIN = [
     ('no heads', 'model.num_heads=0', {}, ['config.model.num_heads = 0', 'division by zero']),
     ('no layers', 'model.num_layers=0', {}, ['model.num_layers=0 must be at least 1']),
     ('row over learned positions', 'model.max_len=16 model.positions=learned', {}, ['32', 'model.max_len=16']),
-    ('unknown activation', 'model.activation=swish', {}, ["model.activation='swish'", "did you mean 'swiglu'"]),
+    ('unknown activation', 'model.activation=swish', {}, ["model.activation = 'swish'", "did you mean 'swiglu'"]),
     ('cudnn on a CPU', 'model.attention=cudnn', {}, ["attention='cudnn' needs a GPU", "'auto'"]),
     ('splash on a CPU', 'model.attention=splash', {}, ["attention='splash' needs a TPU", "'auto'"]),
     ('hidden from a causal model', 'data.mask_rate=0.2', {}, ['data.mask_rate = 0.2', 'model.causal = True']),

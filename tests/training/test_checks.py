@@ -76,7 +76,7 @@ OBJECTIVES = [(task.name, objective) for task in TASKS.values() for objective in
 OTHER = {
     'z_loss': 0.1, 'beta': 0.3, 'label_smoothing': 0.1, 'target_margin': 1.0, 'desirable': 2.0, 'undesirable': 2.0,
     'reference': 'live', 'centring': 0.01, 'clip_low': 0.1, 'clip_high': 0.28, 'kl_weight': 0.1, 'kl_estimator': 'k1',
-    'aggregation': 'grpo', 'ratio': 'sequence', 'max_tokens': 9, 'value_clip': 0.1, 'value_weight': 0.5,
+    'aggregation': 'grpo', 'ratio': 'sequence', 'value_clip': 0.1, 'value_weight': 0.5,
 }  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_a_setting_is_refused_by_an_objective_that_does_not_read_it(task, object
         expected = f"objective.{name} = {value!r} with objective.name = '{objective}' of task.name = '{task}', which"
         with pytest.raises(InputError, match=f'{re.escape(expected)} .* set it to .* is read by '):
             checks.check_read(config)
-    assert OTHER.keys() == set(get_config().objective) - {'name', 'pool'}
+    assert OTHER.keys() == set(get_config().objective) - {'name', 'pool', 'max_tokens'}
 
 
 @pytest.mark.parametrize(
@@ -160,3 +160,9 @@ def test_a_run_that_exists_goes_on_with_a_setting_that_is_not_read(tmp_path):
         resolve(config, tmp_path)
     (tmp_path / 'config.json').write_text(config.to_json(), encoding='utf-8')
     assert resolve(config, tmp_path)[0].objective.aggregation == 'grpo'
+
+
+def test_the_tokens_of_completions_may_change_in_a_config_without_references():
+    config = get_config().copy_and_resolve_references().unlock()
+    config.task.name, config.policy.max_tokens = 'ppo', 32
+    checks.check_read(config)
