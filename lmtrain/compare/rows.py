@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from lmtrain.data.hash_rng import hash_unit
-from lmtrain.data.labels import SHOWN, class_id, class_names, count_notes, rare_notes
+from lmtrain.data.labels import SHOWN, class_id, class_names, count_notes, name_of, rare_notes
 from lmtrain.data.rows import Row, jsonl_rows, text_of
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.files import local_path, read_json_object, sha256, write_atomic, write_json
@@ -234,7 +234,8 @@ def _task(config) -> TaskConfig:
     fields = config.task
     files = {split: (files,) if isinstance(files := fields[split], str) else tuple(files) for split in SPLITS}
     text = (fields.text,) if isinstance(fields.text, str) else tuple(fields.text)
-    task = TaskConfig(fields.name, files, text, fields.label, tuple(fields.labels), 0, 1, False, fields.too_long)
+    labels = tuple(name_of(value, 'config.task.labels') for value in fields.labels)
+    task = TaskConfig(fields.name, files, text, fields.label, labels, 0, 1, False, fields.too_long)
     task.check(config.data.seq_len)
     if not (task.task.has_classes and task.task.pools_rows):
         raise InputError(f'config.task.name is {task.name!r}: a comparison needs a task with one class for each row')

@@ -311,6 +311,8 @@ def test_a_class_that_only_a_test_row_has_and_classes_that_rows_name_by_their_id
     config = make_config(tmp_path)
     config.task.train, config.task.labels = (str(tmp_path / 'ids.jsonl'),), CLASSES
     assert rows.divide(config, tmp_path / 'ids').classes == CLASSES
+    config.unlock().task.labels = (0, 1, 2)
+    assert rows.divide(config, tmp_path / 'numbers').classes == ('0', '1', '2')
 
 
 def test_rows_in_another_template(tmp_path):
