@@ -27,10 +27,11 @@ flags.DEFINE_bool('dry_run', False, 'prints the plan and the memory of the run, 
 def run(values: flags.FlagValues) -> None:
     process_setup.configure()  # first: recipes of models import jax
     config = recipe.from_flags(values)
+    workdir = pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}')
     if values.dry_run:  # late imports: a mistyped field needs no jax
         from lmtrain.plan import dry_run
 
-        page = dry_run.dry_run(config)
+        page = dry_run.dry_run(config, exists=(workdir / 'config.json').exists())
         print(f'{show.title(values)}\n\n{page}\n\n{show.changes(values)}')
     else:
         from lmtrain.runtime import lifecycle
@@ -42,5 +43,4 @@ def run(values: flags.FlagValues) -> None:
         with distributed.joined(values):
             from lmtrain.training import train  # and not lmtrain.api, which also imports what a run does not need
 
-            workdir = pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}')
             train.train(config, workdir, values.extend)

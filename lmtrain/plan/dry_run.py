@@ -20,13 +20,17 @@ from lmtrain.training.run import Run
 DECODED = 3  # rows of the first batch to print
 
 
-def dry_run(config) -> str:
+def dry_run(config, *, exists: bool = False) -> str:
     """The header of the run, whether it can be exported, the compiled step, the first batch decoded, and parameters.
 
     A text or tokenizer that is missing is replaced by a placeholder of the same shape; the page begins with a note.
+
+    Args:
+      exists: whether the folder of the run does: it goes on as it began, and may have settings that are new errors.
+
     Raises what `build` raises.
     """
-    _check(config)
+    _check(config, exists)
     try:
         return _page(build(*resolve(config)), [])
     except FileNotFoundError as error:
@@ -44,10 +48,10 @@ def _has_stand_in(config) -> bool:
     return not TASKS[config.task.name].reads_rows and not config.adapt.prompt.text
 
 
-def _check(config) -> None:
-    """Raises what `training.train` raises about the settings of a new run."""
+def _check(config, exists: bool = False) -> None:
+    """Raises what `training.train` raises about the settings of a run."""
     check_settings(config)
-    if 'compare' not in config:  # whose settings are of several objectives
+    if not exists and 'compare' not in config:  # whose settings are of several objectives
         check_read(config)
 
 

@@ -66,6 +66,17 @@ def test_checkpoints_without_evaluation_are_noted(dry, capsys, monkeypatch, eval
     assert said is not meet
 
 
+def test_the_folder_of_a_run_is_not_asked_for_settings_that_its_objective_does_not_read(
+    dry, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(dry_run, 'compiled_figures', lambda run: '')
+    assert dry('--config.objective.aggregation=grpo')[0] == 2
+    assert 'objective.aggregation' in ''.join(capsys.readouterr())
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'config.json').write_text('{}', encoding='utf-8')
+    assert dry('--config.objective.aggregation=grpo')[0] == 0
+
+
 def test_masked_tokens_are_shown_with_their_targets(dry, capsys):
     encoder = ['--config.model.causal=false', '--config.data.mask_rate=0.2', '--config.data.vocab_size=258']
     assert dry(*encoder) == (0, False)
