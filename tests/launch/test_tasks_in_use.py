@@ -52,6 +52,8 @@ def test_figures_and_predictions(task, tmp_path, monkeypatch, capsys):
     assert lines[0].startswith('validation: loss ') and all(len(line) <= 80 for line in lines[:-1])
     figures = json.loads(results.read_text(encoding='utf-8'), parse_constant=pytest.fail)['results']
     scores = {name for name, value in figures.items() if type(value) is float} - {'loss', 'targets'}
+    assert 'loss_stderr' in scores
+    scores = {name for name in scores if not name.endswith('_stderr')}
     assert figures['split'] == 'validation' and figures['loss'] > 0 and scores
 
     assert cli.main(['evaluate', '--workdir=run', '--rows=rows.jsonl', '--limit=20', f'--results={results}']) == 0
