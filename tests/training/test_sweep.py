@@ -309,6 +309,10 @@ def test_sweep_trains_and_reports_all_members(config, tmp_path, capsys):
     own = load.evaluate_split(tmp_path / 'alone', 'validation')
     texts = {name for name, value in own.items() if isinstance(value, str)}
     assert {name: again.pop(name) for name in texts} == {name: own.pop(name) for name in texts}
+    errors = {name for name in own if name.endswith('_stderr')}  # differences of sums of squares
+    assert {name: again.pop(name) for name in errors} == pytest.approx(
+        {name: own.pop(name) for name in errors}, rel=0.01
+    )
     assert again == pytest.approx(own, rel=1e-5)
     of_rate = {group['learning_rate']: group['loss'][0] for group in results['sweep']['intervals']}
     assert results['validation']['loss'] == pytest.approx(min(of_rate.values()))  # of no mean over rates
