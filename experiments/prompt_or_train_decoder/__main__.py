@@ -3,6 +3,7 @@
 python -m experiments.prompt_or_train_decoder --base=DIR --root=DIR [--workdir=DIR] [--tasks=NAMES] [--test=ROWS]
 """
 
+from configs.compare import INSTRUCTIONS
 from experiments.prompt_or_train import comparison
 
 TASKS = {
@@ -14,7 +15,6 @@ TASKS = {
         'compare.sizes': (770,),
         'compare.selection': 77,
         'compare.arms.search.budget': 320_000,
-        'compare.arms.search.instructions': (),  # one that names 77 labels takes an eighth of the budget
         'compare.template': 'Query: {text}\nIntent: {category}',
     },
     'polarity': {
@@ -34,8 +34,8 @@ TASKS = {
     },
 }
 
-PROMPTED = ('zero_shot', 'zero_shot_chat', 'instructed', 'instructed_chat')
-PROMPTED += ('few_shot', 'bm25', 'nearest', 'many_shot', 'search')
+PROMPTED = ('zero_shot', 'zero_shot_chat', 'few_shot', 'bm25', 'nearest', 'many_shot', 'search')
+INSTRUCTED = ('zero_shot', 'zero_shot_chat', 'instructed', 'instructed_chat', 'few_shot', 'search')
 TRAINED = ('last_layer', 'lora', 'prefix', 'soft_prompt', 'full')
 SHARED = {
     'model.dtype': 'float32',  # XLA:CPU multiplies many rows faster in float32
@@ -43,11 +43,18 @@ SHARED = {
     'budget.steps': 100,
     'evaluate.every_steps': 50,
     'task.buckets': 4,
-    'compare.draws': 0,  # how much the sets and orders of demonstrations matter is in prompt_or_train
+    'compare.draws': 0,  # how much the sets and orders of demonstrations matter is in polarity_prompts
+    'compare.arms.search.instructions': (),  # one that names 77 labels takes an eighth of the budget
     'compare.templates': (),
     'compare.only': PROMPTED + TRAINED,
     # Without 'contrast', which scores the 77 answers of every row twice.
-    **{f'compare.arms.{arm}.scores': ('sum', 'per_byte', 'batch') for arm in PROMPTED},
+    **{f'compare.arms.{arm}.scores': ('sum', 'per_byte', 'batch') for arm in {*PROMPTED, *INSTRUCTED}},
+}
+# What instructions, sets and orders change on a base that follows them: no arm of this task trains.
+TASKS['polarity_prompts'] = TASKS['polarity'] | {
+    'compare.only': INSTRUCTED,
+    'compare.draws': 6,
+    'compare.arms.search.instructions': ('', *INSTRUCTIONS),
 }
 
 if __name__ == '__main__':
