@@ -48,7 +48,7 @@ SHARED = {
     'compare.templates': (),
     'compare.only': PROMPTED + TRAINED,
     # Without 'contrast', which scores the 77 answers of every row twice.
-    **{f'compare.arms.{arm}.scores': ('sum', 'per_byte', 'batch') for arm in {*PROMPTED, *INSTRUCTED}},
+    **{f'compare.arms.{arm}.scores': ('sum', 'per_byte', 'batch') for arm in dict.fromkeys(PROMPTED + INSTRUCTED)},
 }
 # What instructions, sets and orders change on a base that follows them: no arm of this task trains.
 TASKS['polarity_prompts'] = TASKS['polarity'] | {
