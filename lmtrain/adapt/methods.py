@@ -39,6 +39,17 @@ class Method(NamedTuple):
         return extend(self.adapter, rng, tree.cut(params, self.cut) if self.cut else params)
 
 
+def adds_again(settings, before) -> bool:
+    """Whether a method adds the leaves that another has added: the same adapter, and of LoRA the same kernels.
+
+    Args:
+      settings, before: two config.adapt.
+    """
+    if settings.method not in ADAPTERS or settings.method != before.method:
+        return False
+    return settings.method != 'lora' or settings.lora == before.lora
+
+
 def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cut: Sequence[int] = (), **settings):
     """The Method of a name, for a model and its parameters (arrays or shapes).
 

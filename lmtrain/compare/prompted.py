@@ -122,15 +122,15 @@ def orders(
     How much the prompt depends on the order alone. The demonstrations are those of the trial; if it draws others for
     each row, those of the first of `draws`. No order occurs twice, and none is that of the trial or the draw.
     """
-    wanted = num_orders(comparison, trial, form, count)
-    if not wanted:
+    how_many = num_orders(comparison, trial, form, count)
+    if not how_many:
         return []
     pool = comparison.subset(trial.size, trial.seed)
     if form.select != 'fixed':
         pool, form = _draw(pool, form, np.random.default_rng(trial.seed))
     pool = _shown(pool, form, count)
     rng, seen = np.random.default_rng([trial.seed, 1]), {tuple(row.place for row in pool): form}
-    while len(seen) <= wanted:
+    while len(seen) <= how_many:
         other = form._replace(select='fixed', shots=demonstrations.ALL, seed=int(rng.integers(2**31)))
         seen.setdefault(tuple(row.place for row in _shown(pool, other, count)), other)
     return [_accuracy(comparison, pool, other, chosen) for other in list(seen.values())[1:]]
@@ -150,8 +150,8 @@ def _shown(pool: Sequence[Row], form: PromptSettings, count: int) -> list[Row]:
     """The demonstrations that queries share, in their order, of prompts that hold `count` of them."""
     query, by_place = Question('', '', (), ''), {row.place: row for row in pool}
     [drawn] = demonstrations.select([query], ask(pool, form)[0], form.shots, form.select, seed=form.seed)
-    kept = drawn[:count] if form.select == 'fixed' else drawn[-count:]  # as a prompt that is too long drops others
-    return [by_place[each.place] for each in kept]
+    shown = drawn[:count] if form.select == 'fixed' else drawn[-count:]  # as a prompt that is too long drops others
+    return [by_place[each.place] for each in shown]
 
 
 def _accuracy(comparison: Comparison, pool: Sequence[Row], form: PromptSettings, chosen: dict[str, Any]) -> float:

@@ -59,7 +59,7 @@ def _lacks_costs(trial: Trial, record: dict[str, Any]) -> bool:
     """
     own = record['ledger']
     is_timed = 'query_seconds_cached' in own
-    return not is_timed or (trial.arm.kind == 'prompt' and own.get('peak_bytes') is None)
+    return not is_timed or (trial.arm.kind != 'train' and own.get('peak_bytes') is None)
 
 
 def _has_other_templates(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bool:

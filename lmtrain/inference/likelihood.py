@@ -132,13 +132,13 @@ def log_likelihoods(
 
 def _groups(params, prompts: dict) -> Iterator[tuple[dict, int, dict[str, Any] | None]]:
     """(some of {key: TokenPrompt}, the number of tokens of their common beginning, its cache if it is kept)."""
-    kept, rest = _KEPT.get(), dict(prompts)
-    for each in sorted(kept or (), key=lambda each: -len(each.ids)):
+    beginnings, rest = _KEPT.get(), dict(prompts)
+    for each in sorted(beginnings or (), key=lambda each: -len(each.ids)):
         n = len(each.ids)
         after = [key for key, (ids, _) in rest.items() if len(ids) > n and np.array_equal(ids[:n], each.ids)]
         if after and each.params is params:
             yield {key: rest.pop(key) for key in after}, n, each.cache
-    least, keys = LEAST_SAVED if kept is None else 1, list(rest)
+    least, keys = LEAST_SAVED if beginnings is None else 1, list(rest)
     for length, members in shared_beginnings([each.context_ids for each in rest.values()], least):
         yield {keys[i]: rest[keys[i]] for i in members}, length, None
 

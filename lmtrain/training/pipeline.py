@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lmtrain import files, rewards
 from lmtrain.adapt.adapter import MERGE
-from lmtrain.adapt.methods import ADAPTERS
+from lmtrain.adapt.methods import adds_again
 from lmtrain.data.rows import Row, read_rows
 from lmtrain.data.verifiable_task import is_generated
 from lmtrain.errors import InputError
@@ -98,7 +98,7 @@ def _check_inputs(stage: Stage, configs: Mapping[str, Any], workdir: Path) -> No
     if not stage.base:
         return
     own, before = configs[stage.name].adapt, configs[stage.base].adapt
-    if own.method in ADAPTERS and before.method == own.method and (own.method != 'lora' or own.lora == before.lora):
+    if adds_again(own, before):
         raise InputError(
             f'config.{stage.name}.adapt.method = config.{stage.base}.adapt.method = {own.method!r}: the stage '
             f'{stage.name} would add the leaves that its base has from the stage {stage.base} a second time: {MERGE}'

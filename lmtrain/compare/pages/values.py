@@ -115,7 +115,7 @@ def step_notes(results: Results) -> list[str]:
 
     They may have been stopped too early. A trial that had only one step to choose from is not counted.
     """
-    found = []
+    at_the_end = []
     for name in results.get('arms') or {}:
         chosen = []  # (step, the last one) of each trial
         for trial in trials(results, name, max(sizes(results), default=0)):
@@ -126,9 +126,9 @@ def step_notes(results: Results) -> list[str]:
         ends = [last for step, last in chosen if step == last]
         if 2 * len(ends) > len(chosen):
             texts = listed([f'{step:,}' for step in sorted(set(ends))])
-            found.append(f'{name} (step {texts}, {len(ends)} of {terminal.counted(len(chosen), "trial")})')
-    text = f'The chosen step is the last one of the budget in most trials: {listed(found)}'
-    return [f'{text}; a larger config.budget may do better.'] if found else []
+            at_the_end.append(f'{name} (step {texts}, {len(ends)} of {terminal.counted(len(chosen), "trial")})')
+    text = f'The chosen step is the last one of the budget in most trials: {listed(at_the_end)}'
+    return [f'{text}; a larger config.budget may do better.'] if at_the_end else []
 
 
 def end_notes(results: Results) -> list[str]:
