@@ -143,12 +143,10 @@ def evaluate(
       task, and '..._stderr' (`training.split_errors`). Of rows: 'rows', 'accuracy' (of choices) or 'exact_match',
       '..._stderr', and 'answers', a dict for each row. Of a head or a task: `evaluation.task_run.Evaluation.results`,
       and 'answers'. Of a source: 'loss' in nats per token, 'perplexity', 'bits_per_token', 'bits_per_byte',
-      'bits_per_byte_stderr', 'tokens', 'bytes', 'documents'.
-      Of each 'engine', 'dtype', 'attention' (the kernel) and 'batch_size', which decide the last digits.
+      'bits_per_byte_stderr', 'tokens', 'bytes', 'documents'. Of each: 'engine', 'dtype', 'attention', 'batch_size'.
 
-    Raises:
-      InputError: data that differs from the run's, a row without a field, or a prompt longer than the context.
-      FileNotFoundError: no run, checkpoint or file.
+    Raises InputError (data that differs from the run's, a row without a field, a prompt longer than the context) or
+    FileNotFoundError.
 
     >>> import lmtrain
     >>> result = lmtrain.evaluate('runs/tiny', 'test')
