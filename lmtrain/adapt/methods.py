@@ -47,7 +47,12 @@ def adds_again(settings, before) -> bool:
     """
     if settings.method not in ADAPTERS or settings.method != before.method:
         return False
-    return settings.method != 'lora' or settings.lora == before.lora
+    return settings.method != 'lora' or _kernels(settings.lora) == _kernels(before.lora)
+
+
+def _kernels(settings) -> tuple[str, ...]:
+    """What selects the kernels of a LoRA: its leaves have the same paths with any rank and alpha."""
+    return (settings.targets,) if settings.targets else tuple(pattern for pattern, _ in settings.rank)
 
 
 def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cut: Sequence[int] = (), **settings):

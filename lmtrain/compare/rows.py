@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from lmtrain.data.hash_rng import hash_unit
-from lmtrain.data.labels import SHOWN, class_id, class_names, count_notes, name_of, rare_notes
+from lmtrain.data.labels import SHOWN, alike_notes, class_id, class_names, name_of, rare_notes
 from lmtrain.data.rows import Row, jsonl_rows, text_of
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.files import local_path, read_json_object, sha256, write_atomic, write_json
@@ -191,7 +191,7 @@ def _write(config, folder: Path, settings: dict[str, Any]) -> None:
     for part, fields in lines.items():
         _write_rows(folder / f'{part}.jsonl', fields)
     ids = {part: [classes.index(row['label']) for row in listed] for part, listed in lines.items()}
-    notes += [line for line in count_notes(classes, ids['train']) if line.startswith('WARNING')]
+    notes += alike_notes(classes)
     notes += rare_notes(classes, ids)
     digest = hashlib.sha256(json.dumps(lines, sort_keys=True).encode()).hexdigest()
     completions = [_completion(template, task.label, label) for label in classes]

@@ -28,7 +28,9 @@ from lmtrain.runtime import progress
 class TooShort(InputError):
     """The text has fewer tokens than one row; `tokens` is their number."""
 
-    tokens = 0
+    def __init__(self, message: str, tokens: int):
+        super().__init__(message)
+        self.tokens = tokens
 
 
 @dataclass(frozen=True)
@@ -282,12 +284,11 @@ def _join_sources(
     tokens = splits['train'].num_tokens
     if tokens < seq_len:
         fitting = 1 << max(1, (tokens // 2).bit_length() - 1)  # two rows or more
-        error = TooShort(
+        raise TooShort(
             f'{source}: the train split has {tokens} tokens in all, less than one row of data.seq_len={seq_len}: '
-            f'give more text, or shorter rows, such as --config.data.seq_len={fitting}'
+            f'give more text, or shorter rows, such as --config.data.seq_len={fitting}',
+            tokens,
         )
-        error.tokens = tokens
-        raise error
     _check_not_empty(source, splits, [name for name in ('validation', 'test') if rule[name]])
     return splits
 

@@ -172,14 +172,23 @@ def count_notes(names: Sequence[str], ids: Iterable[int]) -> list[str]:
         order = [i for i, _ in counts.most_common()] + [i for i in range(len(names)) if i not in counts]
         few = [f'{_shown(names[i])} {counts[i]:,}' for i in (*order[:3], *order[-3:])]
         text = f'{len(names)}, from {", ".join(few[:3])} to {", ".join(few[3:])}'
-    lines = [f'classes: {text}']
+    return [f'classes: {text}', *alike_notes(names)]
+
+
+def alike_notes(names: Sequence[str]) -> list[str]:
+    """Lines for the user: which classes differ only in blanks or case.
+
+    >>> alike_notes(('a', 'b', 'B '))
+    ["WARNING: 2 classes differ only in blanks or case: 'b', 'B '"]
+    """
     alike = collections.defaultdict(list)
     for name in names:
         alike[' '.join(name.split()).casefold()].append(name)
-    for same in alike.values():
-        if len(same) > 1:
-            lines.append(f'WARNING: {len(same)} classes differ only in blanks or case: {", ".join(map(repr, same))}')
-    return lines
+    return [
+        f'WARNING: {len(same)} classes differ only in blanks or case: {", ".join(map(repr, same))}'
+        for same in alike.values()
+        if len(same) > 1
+    ]
 
 
 def rare_notes(names: Sequence[str], splits: Mapping[str, Iterable[int]], unit: str = 'row') -> list[str]:

@@ -267,6 +267,9 @@ def test_two_adapters_of_one_kind_are_refused_before_the_first_stage(tmp_path, m
     (tmp_path / 'runs' / 'second' / 'config.json').write_text('{}', encoding='utf-8')
     with pytest.raises(ZeroDivisionError):  # the first stage begins
         pipeline.run('both', configs, tmp_path / 'runs')
+    configs['first'].adapt.lora.alpha = 3.0  # the leaves have the same names
+    with pytest.raises(InputError, match=message):
+        pipeline.run('both', configs, tmp_path / 'alpha')
     configs['first'].adapt.update({'method': 'full'} if method != 'lora' else {'lora': {'rank': (('.*/mlp/.*', 4),)}})
     with pytest.raises(ZeroDivisionError):  # the first stage begins
         pipeline.run('both', configs, tmp_path / 'others')

@@ -90,10 +90,7 @@ def with_known_fields(row: Row) -> Row:
 def with_answer(row: Row, text: str) -> Row:
     """The row with another text as the last trained answer of its conversation. Raises what `read` raises."""
     form, dialogue = read(row, (), '')
-    if form not in FORMATS or form == 'alpaca':
-        name = 'output' if form == 'alpaca' else form.split(' + ')[-1]
-    else:
-        name = FORMATS[form][-1]
+    name = FORMATS.get(form, form.split(' + '))[-1]
     messages = row.fields[name]
     if isinstance(messages, str):
         return row._replace(fields=row.fields | {name: text})
