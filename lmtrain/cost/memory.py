@@ -4,6 +4,7 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 
 from lmtrain import tree
 from lmtrain.adapt import leaves as adapter_leaves
@@ -62,7 +63,7 @@ def bytes_per_device(
     m, trainable = model, tree.flatten(state.trainable)
     leaves = trainable | tree.flatten(state.frozen)
     tokens = rows * (seq_len + adapter_leaves.virtual_tokens(leaves)) // sequence
-    itemsize = 2 if m.dtype in ('bfloat16', 'float16') else 4
+    itemsize = jnp.dtype(m.dtype).itemsize
     per_token = _activations_per_token(m, leaves, trainable, seq_len, fused, tensor, sequence)
     vocab = (m.vocab_size + m.vocab_fill) // tensor
     logits = logits_bytes(rows * (predicted or seq_len) // sequence * vocab, itemsize, keep_logits)
@@ -81,7 +82,7 @@ def bytes_of_query(params, model, query) -> int:
     An estimate for what is cached and computed, without copies that a compiler makes.
     """
     tokens = query.shared + query.row
-    itemsize = 2 if model.dtype in ('bfloat16', 'float16') else 4
+    itemsize = jnp.dtype(model.dtype).itemsize
     layer = tokens * itemsize * _elements(model, round(tokens), False, 1, 1)['none']
     cached = cache_bytes(model, query.tokens) if model.causal else 0
     answers = max(len(query.choices) * max(query.choices, default=0), 1)
@@ -100,7 +101,7 @@ def bytes_of_scoring(params, model, query: Query, *, tokens: int, length: int) -
       tokens: of a batch, unless it is one row.
       length: tokens of a row at least.
     """
-    m, itemsize = model, 2 if model.dtype in ('bfloat16', 'float16') else 4
+    m, itemsize = model, jnp.dtype(model.dtype).itemsize
     own = query.tokens - query.shared
     T = round(max(own, length))
     read = T * max(1, tokens // T)

@@ -23,15 +23,16 @@ class Monitor:
     def add(self, values: Mapping[str, Any], figures: Mapping[str, float], first: bool) -> None:
         """Adds a step, and with the `first` one the figures of its rollout.
 
-        'first_ratio' is the ratio in the first step, which is 1 before any update: 1 plus the mean deviation, since the
-        mean of ones that the step computes may be rounded. 'scorer_gap' is also that of the first step.
+        'first_ratio' is the ratio in the first step, 1 plus the mean deviation, since a mean of ones may be rounded. It
+        is 1 by construction, so it checks that the rows of that step are marked; 'scorer_gap', of the same step, is how
+        far the programs of the scorer and of the step are apart.
         A rollout with a figure that is not finite, whose update is skipped, is left out: JSON has no such number.
         """
         self.state['empty'] += values['targets'] == 0
         if not first:
             return
-        own = {**figures, 'first_ratio': float(np.float32(1.0 + values['ratio_deviation']))}
-        own |= {'scorer_gap': values['scorer_gap']}
+        first_ratio = float(np.float32(1.0 + values['ratio_deviation']))
+        own = {**figures, 'first_ratio': first_ratio, 'scorer_gap': values['scorer_gap']}
         if not all(map(math.isfinite, own.values())):
             return
         for name, value in own.items():
