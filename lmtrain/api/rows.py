@@ -145,12 +145,12 @@ def evaluate(
       and 'answers'. Of a source: 'loss' in nats per token, 'perplexity', 'bits_per_token', 'bits_per_byte',
       'bits_per_byte_stderr', 'tokens', 'bytes', 'documents'. Of each: 'engine', 'dtype', 'attention', 'batch_size'.
 
-    Raises InputError (data that differs from the run's, a row without a field, a prompt longer than the context) or
-    FileNotFoundError.
+    Raises:
+      InputError: data that differs from the run's, a row without a field, or a prompt longer than the context.
+      FileNotFoundError: no run, checkpoint or file.
 
     >>> import lmtrain
-    >>> result = lmtrain.evaluate('runs/tiny', 'test')
-    >>> 0 < result['bits_per_byte'] < 8
+    >>> 0 < lmtrain.evaluate('runs/tiny', 'test')['bits_per_byte'] < 8
     True
     >>> rows = [{'sum': '1 + 1', 'value': '2'}, {'sum': '1 + 2', 'value': '3'}]
     >>> result = lmtrain.evaluate('runs/tiny', rows=rows, template='{sum}={value}', answer='value', choices=['2', '3'])
